@@ -22,6 +22,8 @@ ADVICE = {
     "malformed": "another program sends to these addresses, or a process uses another serializer",
     "undecryptable": "no key in symmetric_encryption_keys fits, or they were encrypted for another group or channel",
     "lost_delivery": "the connection was cut while messages of normal channels were handed over or handed back",
+    "queue_full": "the readers of a normal channel are slower than senders; raise capacity",
+    "queue_bytes": "messages for normal channels that nobody reads fill the memory that they may take",
     "unroutable": "their channel name has a '!' and was not returned by new_channel(): no process reads it",
 }
 """Causes that are reported, and what to do about each."""

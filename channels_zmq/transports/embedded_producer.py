@@ -26,7 +26,7 @@ from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.batch import Batch
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
-from channels_zmq.client.output import SessionFrame
+from channels_zmq.client.output import LinkRestored, SessionFrame
 from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
@@ -54,6 +54,8 @@ SETTLE = 0.5
 SETTLE_FRAMES = 10_000
 SETTLE_BYTES = 64 * 2**20
 """Bounds of what it holds meanwhile."""
+LOSSES = frozenset(("expired", "lost_delivery", "malformed", "queue_bytes", "queue_full", "unroutable"))
+"""Causes of the exchange's drops by which messages are lost."""
 
 
 class Former(Protocol):
@@ -63,8 +65,15 @@ class Former(Protocol):
     def attachment(self) -> Attachment:
         """The exchange, as the client knows it."""
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether consumers were notified that the former producer is lost."""
+
     def retire(self) -> None:
-        """Disconnect, but keep the socket until `close`."""
+        """Read what has arrived and disconnect, but keep the socket until `close`."""
+
+    def keep_retired(self) -> None:
+        """Let ZeroMQ carry out the disconnection."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -139,6 +148,9 @@ class EmbeddedProducer:
         self._drive(self._exchange.upstream(wire.HELLO.encode(wire.Hello(client.inbox, wire.VERSION, session, 0))))
         self._drive(self._exchange.upstream(wire.BATCHING.encode(wire.Batching(client.inbox, session))))
         client.begin_session(self._attachment, session, self._exchange.instance)
+        if self._former is not None and self._former.was_lost:
+            client.counters.reconnects += 1
+            client.out.change(LinkRestored(None))
 
     def _bind(self) -> Socket:
         xpub = self._context.socket(zmq.XPUB)
@@ -177,6 +189,13 @@ class EmbeddedProducer:
 
     def _drop(self, cause: str) -> None:
         self._exchange.drops[cause] += 1
+
+    def _count_drops(self) -> None:
+        """Count the messages that the exchange has dropped as those of this process; other frames are no loss."""
+        drops = self._exchange.drops
+        for cause in LOSSES & drops.keys():
+            self._client.counters.drop(cause, drops[cause])
+        drops.clear()
 
     def _close_subscribers(self) -> None:
         if self._subscribers is not None:
@@ -297,6 +316,8 @@ class EmbeddedProducer:
         has_input = False
         while self._exchange.is_unfinished:
             has_input |= self._bring(self._exchange.go_on())
+        if self._exchange.drops:
+            self._count_drops()
         if sent and self._subscribers is not None and self._subscribers.is_due(self._published):
             self._call_soon(0.0)
         return has_input or (sent and xpub is not None and readable(xpub))
@@ -321,7 +342,8 @@ class EmbeddedProducer:
         self._settled_at = inf
         while self._unsettled:
             published, frame = self._unsettled.popleft()
-            self._drive(self._exchange.late(frame, published))
+            waited = int((time.monotonic() - published) * 1000)
+            self._drive(self._exchange.late(wire.aged(frame, waited), published))
         self._unsettled_size = 0
 
     def subscribed(self, topic: Topic) -> None:
@@ -390,7 +412,7 @@ class EmbeddedProducer:
         try:
             for _ in range(FRAMES_A_TURN):
                 frame = recv(zmq.DONTWAIT)
-                if frame is not None and not self._must_wait(frame):
+                if frame is not None and not self._is_of_own_inbox(frame) and not self._must_wait(frame):
                     self._bring(upstream(frame))
                 if time.monotonic() > until:
                     break
@@ -399,6 +421,10 @@ class EmbeddedProducer:
         finally:
             self._call_soon(self._exchange.due())
         return True
+
+    def _is_of_own_inbox(self, frame: bytes) -> bool:
+        """Return whether a peer subscribes to the inbox of this process, which is a client without a connection."""
+        return frame[:1] in SUBSCRIPTIONS and wire.subscribed_topic(frame) == self._own_topic
 
     def watched(self) -> Watched:
         """Return the sockets that authenticate CURVE clients, and that report connections."""
@@ -415,6 +441,8 @@ class EmbeddedProducer:
             self._settle()
         if now >= self._exchange.due():
             self._drive(self._exchange.sweep())
+        if self._former is not None:
+            self._former.keep_retired()
         if self._subscribers is not None:
             if self._keys_have_changed:
                 self._keys_have_changed = False

@@ -4,6 +4,7 @@ In the data-flow diagram this is process B, and a process A that has not sent an
 """
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import zmq
@@ -18,7 +19,7 @@ from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Lookup
 from channels_zmq.transports.embedded_producer import EmbeddedProducer
-from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
+from channels_zmq.transports.subscriber import FAILURES, READS_FORMER_FOR, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
 
 LOCAL = "inproc://"
@@ -231,10 +232,22 @@ class EmbeddedReader:
         self._subscriber.endpoint.look()
         self._call_soon(0.0)
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether the producer was lost, and no other one was reached since."""
+        return self._was_up and not self._is_up
+
     def retire(self) -> None:
-        """Disconnect, but keep the socket until `close`: the housekeeper may be watching it."""
+        """Read what has arrived and disconnect. The socket stays until `close`: the housekeeper may be watching it."""
+        until = time.monotonic() + READS_FORMER_FOR
+        while self.read() and time.monotonic() < until:
+            pass
         self._is_retired = True
         self._subscriber.disconnect()
+
+    def keep_retired(self) -> None:
+        """Let ZeroMQ carry out the disconnection, as it does only when the socket is used."""
+        self._subscriber.has_input()
 
     def close(self) -> None:
         """Close the socket."""

@@ -878,12 +878,17 @@ def age_of(frame: bytes) -> int:
 
 
 def aged(frame: bytes, milliseconds: int) -> bytes:
-    """Return a frame that its sender has held: a message for a normal channel has less time left to live.
+    """Return a frame that its sender has held: a message has less time left to live.
 
     Args:
-        frame: An `Enqueue` or a `Back`, whose layouts begin alike. Others are returned as they are.
+        frame: A group or direct message, or an `Enqueue` or a `Back`, whose layouts begin alike. Others are returned as
+            they are.
         milliseconds: For which it was held.
     """
+    if is_group(frame) or sub_kind(frame) == DIRECT:
+        at = _head_at(frame)
+        sender, number, flags, ttl = _ORDER.unpack_from(frame, at)
+        return frame[:at] + _ORDER.pack(sender, number, flags, max(0, ttl - milliseconds)) + frame[at + ORDER_SIZE :]
     if frame[:1] not in (BACK_BYTE, b"Q"):
         return frame
     at = 1 + INBOX_SIZE

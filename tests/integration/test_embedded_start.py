@@ -1,9 +1,10 @@
 """The first moments of an embedded layer: readers that started before its producer miss nothing."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zmq
@@ -12,9 +13,14 @@ from forwarders import close_all, free_ports, until
 
 from channels_zmq.core import EmbeddedZmqChannelLayer
 from channels_zmq.transports import embedded_producer
+from channels_zmq.transports.embedded_producer import EmbeddedProducer
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]
+
+MANY = 300
+BLOCKED = 0.5
+"""Seconds for which an event loop does not run: too short for the housekeeper to read in its place."""
 
 
 @pytest.fixture
@@ -162,6 +168,33 @@ def test_a_connection_that_the_reader_makes_while_it_becomes_the_producer_is_ign
         (event,) = reader.watched().monitors.values()
         connection._event(event, zmq.Event.HANDSHAKE_SUCCEEDED)
         assert await layer.receive("jobs") == {"n": 1}
+        producer = cast(EmbeddedProducer, connection._transport)
+        await until(lambda: producer._subscribers is not None and not producer._subscribers.connections.peers)
 
     run(scenario())
     close_all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", FACTORIES)
+def test_a_reader_that_becomes_the_producer_loses_nothing_that_has_arrived(
+    run: Run, address: str, open_peer: Make, loop: str
+) -> None:
+    """What a producer has sent before its end is read before this process takes its place, whatever has waited."""
+    producer = open_peer(loop)
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address, capacity=1000)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await asyncio.to_thread(producer.ask, "open", {"pub_socket_address": address})
+        await asyncio.to_thread(producer.ask, "send", "group:chat", "0", 0, 1)
+        assert (await layer.receive(channel))["n"] == 0
+        producer.ask("send", "group:chat", "0", 1, MANY)  # the event loop is blocked meanwhile
+        producer.ask("close")
+        time.sleep(BLOCKED)
+        await layer.group_send("nobody", {})
+        assert [(await layer.receive(channel))["n"] for _ in range(MANY)] == list(range(1, MANY + 1))
+        await layer.close()
+
+    run(scenario())

@@ -1,6 +1,6 @@
 """A new producer holds messages for other processes, bounded in number and bytes, while they connect."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ from fakes import AnyName, Clock
 from socketless import options
 
 from channels_zmq.client.client import Client
+from channels_zmq.client.output import LinkRestored
 from channels_zmq.errors import OutboxFull
 from channels_zmq.transports import embedded_producer
 from channels_zmq.transports.embedded_producer import SETTLE, EmbeddedProducer
@@ -60,10 +61,15 @@ class Readers:
 class Former:
     """The reader that was promoted to the producer."""
 
+    was_lost = False
+
     def __init__(self, client: Client) -> None:
         self.attachment = client.attach()
 
     def retire(self) -> None:
+        pass
+
+    def keep_retired(self) -> None:
         pass
 
     def terminate(self) -> None:
@@ -171,6 +177,39 @@ def test_messages_and_requests_to_other_processes_share_the_bounds(rig: Rig, mon
     rig.settle()
     questions = [wire.ASK.decode(frame).n for frame in rig.xpub.frames if wire.sub_kind(frame) == wire.ASK.kind]
     assert questions == [1, 2]
+
+
+def test_a_held_message_ages(rig: Rig) -> None:
+    """A message that is held has less time left to live when it is published."""
+    rig.send(b"1")
+    rig.settle()
+    (frame,) = rig.xpub.frames
+    assert wire.ttl_of(frame) == TTL - 1000 * SETTLE
+
+
+def test_consumers_learn_that_a_lost_producer_was_replaced(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the former producer was reported as lost, the end of the outage is reported when this one begins."""
+    monkeypatch.setattr(Former, "was_lost", True)
+    rig = Rig(clock, monkeypatch)
+    assert rig.client.out.changes == [LinkRestored(None)]
+    assert rig.client.counters.reconnects == 1
+    rig.producer.terminate()
+
+
+def test_what_the_exchange_drops_is_counted(rig: Rig) -> None:
+    """Messages that the exchange drops count as those of this process; frames that are no messages do not."""
+    for number in (1, 2):
+        job = wire.Enqueue(rig.client.inbox, number, TTL, 1, b"jobs", b"x")
+        rig.producer.send_downstream(wire.ENQUEUE.encode(job), rig.clock.now, number)
+    rig.arrives(wire.HELLO.encode(wire.Hello(wire.claimable(b"x" * 16), wire.VERSION, 1, 0)))
+    assert rig.client.counters.dropped == {"queue_full": 1}
+
+
+@pytest.mark.parametrize("frame", [wire.subscription, wire.unsubscription])
+def test_no_peer_ends_the_producer_as_a_client_of_itself(rig: Rig, frame: Callable[[bytes], bytes]) -> None:
+    """The inbox of the producer has no connection, and (un)subscriptions of others to it change nothing."""
+    rig.arrives(frame(wire.inbox_topic(rig.client.inbox)))
+    assert rig.client.inbox in rig.producer._exchange.clients
 
 
 @pytest.mark.parametrize("bound, limit", [("SETTLE_FRAMES", 2), ("SETTLE_BYTES", 2 * SIZE)])
