@@ -610,7 +610,7 @@ class Contract(RuleBasedStateMachine):
                 self._read_what_is_there(target, by)
         for actor in self.world.actors:
             dropped = actor.stats()["dropped"]
-            assert dropped.keys() <= {"mailbox_full"}, dropped
+            assert dropped.keys() <= {"mailbox_full", "queue_full"}, dropped
 
     def _read_log(self, *, wait: bool = False) -> list[str]:
         """Read the lines of the log handlers, and check that each arrives once, in the order of its process.
