@@ -312,8 +312,7 @@ class Credit:
         if now >= self._ask_at:
             self._ask_at = now + ASK_EVERY if self._windows else inf
             if self._windows:
-                self._asked += 1
-                frames.append(wire.TOTAL.encode(wire.Total(self._inbox, self.session)))
+                frames.append(self._ask_for_total())
         return frames
 
     @property
@@ -333,6 +332,10 @@ class Credit:
             return self._forget(window)
         self._look(window, max(now + GRACE, window.kept_until + FORGET_AFTER))
         return self._close(window) if self._is_open and (box.mail or window.is_open) else []
+
+    def _ask_for_total(self) -> bytes:
+        self._asked += 1
+        return wire.TOTAL.encode(wire.Total(self._inbox, self.session))
 
     def _ready_again(self, window: Window) -> list[bytes]:
         """Repeat the limit for waiting readers. If a job waits, too, the reader woken for it has not taken it."""
@@ -386,7 +389,10 @@ class Credit:
             window.unsure += sum(
                 not self._is_unread(mail) for mail in jobs
             )  # of an earlier instance: not in the report
-        window.returned, window.proved_by = (first, window.received), self._asked + 1
+        if small:  # asked for behind them, the total proves that they have arrived
+            frames.append(self._ask_for_total())
+            window.proved_by = self._asked
+        window.returned = first, window.received
         return [closing, *frames]
 
     def _is_ours(self, mail: Mail) -> bool:

@@ -279,7 +279,11 @@ class Link:
         """Send a frame that is not numbered; return False if it has to be held."""
         if not self._send_uncounted(frame):
             return False
-        if due := self._window.count(len(frame), is_job=frame[:1] == wire.BACK_BYTE):
+        is_job = frame[:1] == wire.BACK_BYTE
+        due = self._window.count(len(frame), is_job=is_job)
+        if is_job:
+            self._send_marker()  # its loss would be counted until this is answered
+        elif due:
             self._mark(due)
         return True
 

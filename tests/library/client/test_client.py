@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import REMEMBERED_ASKS, Client
+from channels_zmq.client.credit import GRACE
 from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
@@ -1217,8 +1218,10 @@ def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair: Client
     assert [(frame[:1], to and pair.attachments.index(to)) for frame, to in sent] == [
         (b"R", 0),
         (b"B", 0),
+        (b"T", 0),
         (b"R", 1),
         (b"B", 1),
+        (b"T", 1),
     ]
     back = [wire.BACK.decode(frame) for frame, _ in sent if frame[:1] == b"B"]
     assert [(one.number, one.payload) for one in back] == [(7, b"0"), (7, b"1")]
@@ -1245,7 +1248,7 @@ def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair: 
         feed(pair, job_of(pair, exchange, 7, b"%d" % exchange), exchange)
     pair.out.take()
     pair.stop_reading(pair.attachments[0])
-    assert by_exchange(pair) == [(b"R", 0), (b"B", 0)]
+    assert by_exchange(pair) == [(b"R", 0), (b"B", 0), (b"T", 0)]
     assert payloads(pair, "jobs") == [b"1"]
 
 
@@ -1393,7 +1396,7 @@ def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client: Clien
     feed(client, job())
     client.stop_waiting(client.mailboxes.boxes["jobs"], reader)
     upstream(client)
-    clock.now += 1
+    clock.now += GRACE
     client.keep(clock.now, 100)
     assert [frame[:1] for frame in upstream(client)] == [b"R", b"B", b"T"]
 

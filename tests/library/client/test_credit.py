@@ -276,7 +276,7 @@ def test_a_job_whose_reader_never_comes_goes_back_although_others_wait(
     assert len(box.waiters) == 1
     clock.now += WOKEN_GRACE
     frames = credit.keep(clock.now)
-    assert [frame[:1] for frame in frames[:3]] == [b"R", b"B", b"R"]
+    assert [frame[:1] for frame in frames[:4]] == [b"R", b"B", b"T", b"R"]
     assert limits(frames) == [1, 1 + 1 + PREFETCH]
     assert not box.mail
     assert limits(credit.keep(clock.now + REPEAT_EVERY)) == [1 + 1 + PREFETCH]
@@ -708,14 +708,12 @@ def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
 ) -> None:
     """Jobs that went back before a job was read are reported as received; otherwise that one would be read twice.
 
-    They count as lost unless an answer proves that their return has arrived, or the exchange has ended with all that it
-    had. Large ones go by the producers' way.
+    They count as lost unless the answer to the question behind them proves that they have arrived, or the exchange has
+    ended with all that it had. Large ones go by the producers' way.
     """
     wait(credit, box)
     went_back(credit, box, clock, job(1, payload=payload))
     if is_proved:
-        clock.now += ASK_EVERY
-        credit.keep(clock.now)
         credit.counted_in_total(total(1))
     wait(credit, box)
     credit.arrived(job(2))

@@ -1397,7 +1397,7 @@ def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig: Rig) -> None:
     for _ in range(2):
         rig.welcome(DRAINING)
     *before, last = rig.exchange.subscriber.take_sent()
-    assert [frame[:1] for frame in before] == [b"R", b"B"]
+    assert [frame[:1] for frame in before] == [b"R", b"B", b"T"]
     detach = wire.DETACH.encode(wire.Detach(INBOX, 1))
     assert last == detach
     assert (rig.exchange.push.frames[0][:1], rig.exchange.push.frames[-1]) == (b"G", detach)
