@@ -68,12 +68,11 @@ def _layer(alias: str, values: dict[str, str]) -> dict[str, Any]:
     for key in values:
         if key in model.model_fields:
             continue
+        pull = _variable(alias, "pull_socket_address")
         if key in DedicatedConfig.model_fields:
-            needed = _variable(alias, "pull_socket_address")
-            raise ConfigurationError(_variable(alias, key), f"setting of the dedicated layer, which needs {needed}")
+            raise ConfigurationError(_variable(alias, key), f"setting of the dedicated layer, which needs {pull}")
         if key in EmbeddedConfig.model_fields:
-            surplus = _variable(alias, "pull_socket_address")
-            raise ConfigurationError(_variable(alias, key), f"setting of the embedded layer, which excludes {surplus}")
+            raise ConfigurationError(_variable(alias, key), f"setting of the embedded layer, which excludes {pull}")
         near = nearest(key, DedicatedConfig)
         hint = f"; did you mean {_variable(alias, near)}?" if near else ""
         raise ConfigurationError(_variable(alias, key), f"unknown setting of {backend.rpartition('.')[2]}{hint}")

@@ -17,7 +17,7 @@ from channels_zmq.client.gaps import Gaps, IsBehind, nothing_is_behind
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
-from channels_zmq.client.output import Output, Reply
+from channels_zmq.client.output import LinkRestored, Output, Reply
 from channels_zmq.client.receiver import Opener, Receiver
 from channels_zmq.client.requests import Request, Requests, next_number
 from channels_zmq.client.sequences import Numbers
@@ -154,6 +154,11 @@ class Client:
         attachment.credit.end_session()
         for number, request in self.requests.stop_waiting_for(attachment):
             self._complete(number, request)
+
+    def outage_ended(self, missed: int | None = None) -> None:
+        """Count and announce that messages can be sent again; `missed` is how many are known to be lost."""
+        self.counters.reconnects += 1
+        self.out.change(LinkRestored(missed))
 
     def fail_unanswered(self, attachment: Attachment) -> None:
         """Fail the requests that were sent to an exchange which may never answer them."""

@@ -103,9 +103,8 @@ class Credit:
         """Jobs received, or known to be lost, on all channels of this session."""
         self._ask_at = inf
         self._asked = self._answered = 0  # questions for the total, and answers, in this session
-        self._unsure = (
-            0  # jobs handed back in sessions that were left, of which it is unknown whether they have arrived
-        )
+        self._unsure = 0
+        """Jobs handed back in sessions that were left, of which it is unknown whether they have arrived."""
 
     # Readers
 
@@ -385,10 +384,8 @@ class Credit:
             window.unsure += small
             first = window.received
             frames.append(self._ready(window))
-        else:
-            window.unsure += sum(
-                not self._is_unread(mail) for mail in jobs
-            )  # of an earlier instance: not in the report
+        else:  # the report cannot name jobs of an earlier instance
+            window.unsure += sum(not self._is_unread(mail) for mail in jobs)
         if small:  # asked for behind them, the total proves that they have arrived
             frames.append(self._ask_for_total())
             window.proved_by = self._asked

@@ -26,7 +26,7 @@ from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.batch import Batch
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
-from channels_zmq.client.output import LinkRestored, SessionFrame
+from channels_zmq.client.output import SessionFrame
 from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
@@ -149,8 +149,7 @@ class EmbeddedProducer:
         self._drive(self._exchange.upstream(wire.BATCHING.encode(wire.Batching(client.inbox, session))))
         client.begin_session(self._attachment, session, self._exchange.instance)
         if self._former is not None and self._former.was_lost:
-            client.counters.reconnects += 1
-            client.out.change(LinkRestored(None))
+            client.outage_ended()
 
     def _bind(self) -> Socket:
         xpub = self._context.socket(zmq.XPUB)

@@ -12,7 +12,7 @@ import zmq
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
-from channels_zmq.client.output import LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.output import LinkLost, SessionFrame
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.keys import KeyWatch
@@ -206,8 +206,7 @@ class EmbeddedReader:
         again, self._was_up = self._was_up, True
         self._client.begin_session(self.attachment, self._subscriber.session, welcome.instance)
         if again:
-            self._client.counters.reconnects += 1
-            self._client.out.change(LinkRestored(None))
+            self._client.outage_ended()
 
     def tick(self, now: float) -> float:
         """Repeat an unanswered hello and try changed keys; return when to be called again."""

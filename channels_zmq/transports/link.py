@@ -367,7 +367,7 @@ class Link:
                 self._client.receiver.older_than_subscription(Topic(held.key), number)
             return bool(number)
         if held.kind is Kind.REQUEST:
-            sent = self.send(wire.aged(held.body, int((now - held.since) * 1000)))
+            sent = self.send(wire.aged(held.body, int((now - held.published) * 1000)))
             if sent:
                 self._client.requests.sent_by(held.number, self.attachment)
             return sent

@@ -19,7 +19,7 @@ from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.batch import Batch
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
-from channels_zmq.client.output import LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.output import LinkLost, SessionFrame
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
@@ -293,7 +293,7 @@ class Links:
             self._check_versions()
         if link is None or not link.send_request(frame, number):
             now = time.monotonic()
-            self._hold(link, Held(deadline, key, frame, Kind.REQUEST, number, since=now), now, must=must)
+            self._hold(link, Held(deadline, key, frame, Kind.REQUEST, number, published=now), now, must=must)
         return False
 
     def send_to(self, to: Attachment, frame: bytes) -> bool:
@@ -455,9 +455,7 @@ class Links:
     def _end_outage(self, outage: _Outage) -> None:
         """Announce that a forwarder can be reached again. Held messages follow the announcement."""
         self._outage = None
-        counters = self._client.counters
-        counters.reconnects += 1
-        self._client.out.change(LinkRestored(counters.lost() - outage.lost_before or None))
+        self._client.outage_ended(self._client.counters.lost() - outage.lost_before or None)
         self.holds_back = True
         self._call_soon(0.0)  # `tick` sends the held messages
 

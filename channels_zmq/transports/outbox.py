@@ -35,9 +35,9 @@ class Held(NamedTuple):
         number: Of the request, by which `withdraw` finds it; 0 if no caller waits for it.
         order: Grows with each message.
         counts: How many messages are lost if it expires.
-        published: Of a message that is sent again: the latest time at which it may have been sent first.
+        published: Of a message that is sent again: the latest time at which it may have been sent first. Of a request:
+            when it was held first.
         instance: The instance to which it was sent last.
-        since: Of a request: when it was held first.
     """
 
     deadline: float
@@ -49,7 +49,6 @@ class Held(NamedTuple):
     counts: int = 1
     published: float = 0.0
     instance: bytes = b""
-    since: float = 0.0
 
 
 class Ledger:

@@ -356,14 +356,19 @@ def test_a_job_that_was_put_back_and_handed_over_again_may_be_handed_back(queues
 
 
 def test_a_message_that_waits_is_not_put_back_a_second_time(queues: Queues) -> None:
-    """A message that waits is not put back a second time, even if its client had settled it before."""
+    """A message that waits is not put back a second time, even if its client had settled it before.
+
+    It would count twice for the memory, and one client could replace the messages that wait for others.
+    """
     queues.report(1)
     job = the_job(queues.send(b"0"))
     queues.report(1, 1)
     queues.hand_back(job)
     size = queues.size
-    queues.hand_back(job)
+    queues.hand_back(job._replace(payload=b"another"), B)
     assert (queues.size, queues.drops) == (size, {"stray": 1})
+    queues.hand_back(job)
+    assert (queues.size, queues.drops) == (size, {"stray": 2})
     assert payloads(queues.report(2, 1)) == [(A, b"0")]
 
 
