@@ -91,7 +91,7 @@ class Client:
         self._clock = clock
         drop = self.counters.drop
         self._make_attachment = partial(Attachment, inbox, prefetch, drop, window, window_bytes, longest, clock)
-        self._reached_at: float | None = None  # when the first session with any exchange began
+        self._began_at = clock()
         self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
@@ -128,7 +128,8 @@ class Client:
         for box in self._read_normally.values():
             if box.waiters:
                 attachment.credit.touched(box)  # its window opens with the first session
-        self._await_earlier(attachment)
+        if len(self.attachments) > 1:
+            self._await_earlier(attachment)
         return attachment
 
     def detach(self, attachment: Attachment) -> None:
@@ -204,12 +205,11 @@ class Client:
             self._await_earlier(attachment)
 
     def _await_earlier(self, attachment: Attachment) -> None:
-        """Wait for messages that others may have sent by this exchange since this process was first reachable.
+        """Wait for messages that others may have sent by this exchange since they could know of this process.
 
-        They may precede those that arrive by other exchanges, as if the connection had been lost then.
+        They may precede those that arrive by other exchanges, as if the connection had been lost when it began.
         """
-        if self._reached_at is not None:
-            self.connection_lost(attachment, self._reached_at)
+        self.connection_lost(attachment, self._began_at)
 
     def connection_lost(self, attachment: Attachment, since: float) -> None:
         """Note that the connection to an exchange was lost; it had delivered everything published before a time."""
@@ -443,8 +443,6 @@ class Client:
         Until then, only other exchanges may have answered requests about normal members.
         """
         attachment.is_reachable = True
-        if self._reached_at is None:
-            self._reached_at = self._clock()
         members = self.normal_members.repeat(attachment.notes_sent)
         requests = [one.frame for one in self.requests.reached(attachment)]
         self.out.send_upstream([*members, *requests, *attachment.begin_session(session, instance)], attachment)

@@ -1,8 +1,8 @@
 """The messages of one exchange that may not have reached this process, and the request to replay them.
 
 Pure. A connection that breaks loses the messages on their way, and those that are published before this process has
-subscribed again. And others may learn of an exchange, and send by it, before this process does. The exchange keeps
-messages for some seconds, and this process requests them with each hello until it is welcomed. Those that are not
+subscribed again. And others may send by an exchange, or to this process, before the two are connected. The exchange
+keeps messages for some seconds, and this process requests them with each hello until it is welcomed. Those that are not
 replayed when no part of the answer has arrived for `REPLAYED_WITHIN` count as missed.
 """
 

@@ -200,9 +200,9 @@ class Batching(NamedTuple):
 class Resume(NamedTuple):
     """Requests what was published in the last `age` milliseconds, while this client may not have been connected.
 
-    Follows the hellos of the first session, unless this client was never welcomed before, and of one after a lost
-    connection; answered by `Replayed`, and dropped by an exchange of an older version. `topics` are the hashes of the
-    groups that this client has joined (`topic_hash`, 4 bytes each), `every` 1 means all.
+    Follows the hellos of the first session, and of one after a lost connection; answered by `Replayed`, and dropped by
+    an exchange of an older version. `topics` are the hashes of the groups that this client has joined (`topic_hash`, 4
+    bytes each), `every` 1 means all.
     """
 
     inbox: bytes

@@ -92,3 +92,23 @@ def test_a_member_that_joins_when_the_connection_is_back_gets_nothing_older(
         assert await deliver(receiver, new, 1) == [100]
 
     run(scenario())
+
+
+def test_what_is_sent_to_a_process_that_is_about_to_connect_arrives(
+    run: Any, forwarder: Forwarder, relay: Relay
+) -> None:
+    """Messages to a channel whose process has not connected yet arrive in order: others may learn its name before."""
+
+    async def scenario() -> None:
+        sender, receiver = layers(forwarder, relay)
+        relay.hold()
+        own = await receiver.new_channel()
+        for number in range(MESSAGES):
+            await sender.send(own, {"n": number})
+            await asyncio.sleep(0)
+        await until(lambda: not sender.stats()["held"])
+        relay.resume()
+        assert await deliver(receiver, own, MESSAGES) == list(range(MESSAGES))
+        assert not receiver.stats()["dropped"]
+
+    run(scenario())

@@ -479,6 +479,23 @@ def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
     assert sender.client.counters.repeated == 0
 
 
+@pytest.mark.parametrize("forwarders", [(A,), (A, B)], ids=["one", "two"])
+def test_what_is_sent_to_a_process_that_has_just_begun_arrives(
+    simulation: Simulation, forwarders: tuple[Forwarder, ...]
+) -> None:
+    """Messages to a channel of a process arrive from its first moment on, before it is connected to any forwarder."""
+    for one in forwarders[1:]:
+        simulation.start_forwarder(one)
+    sender, _ = sender_and_receiver(simulation, *forwarders)
+    receiver = simulation.start_process(forwarders, is_steady=True)
+    for _ in range(400):
+        simulation.send_direct(sender, receiver)
+        simulation.run(0.001)
+    simulation.run(2.0)
+    assert all(message.read_by for message in simulation.ledger.messages)
+    assert receiver.client.counters.dropped["missed"] == 0
+
+
 def test_other_keys_that_end_a_connection_lose_nothing_that_it_has_brought(simulation: Simulation) -> None:
     """A change of keys during the handshake loses no message that the former connection delivered."""
     sender, members = sender_and_receiver(simulation, A)

@@ -1722,18 +1722,23 @@ def test_a_client_asks_for_the_messages_of_its_groups(client: Client, clock: Clo
     assert client.gaps.awaits_replay
 
 
-def test_a_client_asks_another_exchange_for_what_was_sent_since_it_could_be_reached(clock: Clock) -> None:
-    """The first exchange of a process has nothing for it; by another one, others may have sent before it connects."""
+def test_a_client_asks_each_exchange_for_what_was_sent_since_it_began(clock: Clock) -> None:
+    """Others may know the channels of a process, and send to them, before it is connected to the first exchange."""
     client = Client(SECRET, SENDER, clock=clock)
-    first, other = client.attach(), client.attach()
+    first = client.attach()
+    assert not client.gaps.awaits_replay, "nothing arrives before the connection"
+    clock.now += 30.0
     client.connected(first)
-    client.connected(other)
-    assert client.resume(first, SESSION) is client.resume(other, SESSION + 1) is None
+    assert client.gaps.awaits_replay, "from the first frame on"
+    assert resume(client).age == 30_000 + 1000 * (ON_THE_WAY + READ_WITHIN)
+    replay(client)
+    assert not client.gaps.awaits_replay
     client.begin_session(first, SESSION, INSTANCE)
+    other = client.attach()
+    assert client.gaps.awaits_replay, "what arrives by the first one may be behind what the other one has"
     clock.now += 30.0
     client.connected(other)
-    assert client.gaps.awaits_replay, "from the first frame on"
-    assert resume(client, exchange=1).age == 30_000 + 1000 * (ON_THE_WAY + READ_WITHIN)
+    assert resume(client, exchange=1).age == 60_000 + 1000 * (ON_THE_WAY + READ_WITHIN)
     client.detach(other)
     assert not client.gaps.awaits_replay
 
