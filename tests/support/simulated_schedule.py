@@ -488,8 +488,9 @@ class Schedule(Simulation):
         for forwarder in self._known():
             found = forwarder.exchange._members.of(group.encode(), self.world.now)
             assert expected is any(name == channel.encode() for name, _ in found), f"{what}: {self._name(forwarder)}"
+        since = max(self.quiet_since, self.ledger.changes[group, channel][-1].ended)
         for message in self.ledger.messages:
-            if message.topic == wire.group_topic(group) and message.published >= self.quiet_since:
+            if message.topic == wire.group_topic(group) and message.published >= since:
                 assert (channel in message.copied_to) is expected, f"{what}: message {message.number}"
 
     def _check_at_rest(self, process: Process) -> None:
