@@ -30,7 +30,7 @@ KEEP_FRAMES = 16_384
 KEEP_BYTES = 8 * 2**20
 """Bounds of the acknowledged frames that are kept beside the last block."""
 NOW = float("-inf")
-"""When a marker is due behind a full block."""
+"""When a marker is due at once."""
 LEAST_BYTES = 2**20
 """A window takes at least this many bytes, even if `outbox_bytes` is smaller."""
 AHEAD_SECONDS = 4.0
@@ -166,12 +166,15 @@ class Window:
         block.size += size
         self.size += size
         self.room = max(0, min(self._block_frames - count, self._max_frames - len(self)) - 1)
-        return self.marker_due if count == 1 or self._is_block_full else 0.0
+        return self.marker_due if count == 1 or self._is_marker_due else 0.0
 
     @property
-    def _is_block_full(self) -> bool:
-        count, size = len(self._open), self._open.size
-        return count >= self._block_frames or len(self) == self._max_frames or size >= BLOCK_BYTES
+    def _is_marker_due(self) -> bool:
+        """Whether the block is full, or has jobs and no marker is unanswered: until one is, jobs may count as lost."""
+        block = self._open
+        if block.jobs and not self._markers:
+            return True
+        return len(block) >= self._block_frames or len(self) == self._max_frames or block.size >= BLOCK_BYTES
 
     @property
     def marker_due(self) -> float:
@@ -179,7 +182,7 @@ class Window:
         block = self._open
         if not len(block):
             return inf
-        return NOW if self._is_block_full else block.since + BLOCK_SECONDS
+        return NOW if self._is_marker_due else block.since + BLOCK_SECONDS
 
     def marked(self, number: int) -> None:
         """Note that a marker with this number was sent behind all frames."""

@@ -279,11 +279,7 @@ class Link:
         """Send a frame that is not numbered; return False if it has to be held."""
         if not self._send_uncounted(frame):
             return False
-        is_job = frame[:1] == wire.BACK_BYTE
-        due = self._window.count(len(frame), is_job=is_job)
-        if is_job:
-            self._send_marker()  # its loss would be counted until this is answered
-        elif due:
+        if due := self._window.count(len(frame), is_job=frame[:1] == wire.BACK_BYTE):
             self._mark(due)
         return True
 
@@ -528,8 +524,11 @@ class Link:
             self._welcomed(frame)
         elif self._echo is not None and frame.n == self._echo.number:
             self._echoed(frame)
-        elif self.state is State.UP and not self.passes:
-            self.flush()
+        elif self.state is State.UP:
+            if self._window.marker_due == NOW:
+                self._send_marker()
+            if not self.passes:
+                self.flush()
 
     def _welcomed(self, welcome: wire.Welcome) -> None:
         if welcome.version != wire.VERSION:

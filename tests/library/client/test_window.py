@@ -224,6 +224,19 @@ def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Wind
     assert frames(window.take()) == [b"kept"]
 
 
+def test_a_job_asks_for_a_marker_at_once_unless_another_one_is_unanswered(window: Window, clock: Clock) -> None:
+    """A job asks for a marker at once: until the answer its loss would be counted. Jobs behind a marker share one."""
+    assert window.count(10, is_job=True) == NOW
+    window.marked(1)
+    assert window.count(10, is_job=True) == clock.now + BLOCK_SECONDS
+    assert window.count(10, is_job=True) == 0.0
+    window.acknowledge(1)
+    assert window.marker_due == NOW
+    window.marked(2)
+    window.acknowledge(2)
+    assert (window.marker_due, window.jobs) == (inf, 0)
+
+
 @pytest.mark.parametrize(("size", "count"), [(1, BLOCK_FRAMES), (BLOCK_BYTES // 2, 2), (BLOCK_BYTES, 1)])
 def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, count: int) -> None:
     """Frames that are not kept fill a block and the window, in frames or in bytes."""

@@ -824,6 +824,21 @@ def test_a_job_that_was_handed_back_by_a_lost_link_counts_as_lost(rig: Rig, end:
     assert rig.client.counters.dropped["lost_delivery"] == lost
 
 
+def test_jobs_that_are_handed_back_are_acknowledged_once_a_round_trip(rig: Rig) -> None:
+    """An acknowledgement of a job that was handed back is requested at once, and those behind it share the next one."""
+    rig.come_up()
+    rig.tick()
+    back = wire.BACK.encode(wire.Back(rig.client.inbox, 7, TTL, b"jobs", b"x"))
+    echoes = [0] * 3
+    for round_trip in range(3):
+        for _ in range(100 if round_trip < 2 else 0):
+            assert rig.link.send_request(back, 0)
+        echoes[round_trip] = len(rig.exchange.echoes())
+        rig.confirm()
+    assert echoes == [1, 2, 3]
+    assert (len(rig.exchange.echoes()), rig.link.stats(carries=True)["unacknowledged"]) == (3, 0)
+
+
 def asked(rig: Rig) -> Request[Reader]:
     """Send a request that is not repeated."""
     request = Request(b"Q", repeats=False, waiter=Reader())
