@@ -219,8 +219,8 @@ class Link:
 
     @property
     def held(self) -> int:
-        """How many messages wait to be sent, or to be acknowledged."""
-        return len(self._outbox) + self._window.kept
+        """How many messages wait to be sent, or to be acknowledged, jobs that were handed back included."""
+        return len(self._outbox) + self._window.kept + self._window.jobs
 
     def monitors(self) -> dict[Socket, Callable[[int], None]]:
         """Return the monitors of the sockets, and what to call with their events."""
@@ -784,7 +784,8 @@ class Link:
         if self.downlink.next is not None and (self.state is not State.UP or self.refusal):
             self.downlink.give_up_next()
             self._keys_are_due = self._keys_are_due or not self.refusal
-        if self._push_is_due and self.state is State.UP and now >= self._uplink.opens_at:
+        is_safe = not self._window.jobs  # those are not sent again
+        if self._push_is_due and is_safe and self.state is State.UP and now >= self._uplink.opens_at:
             self._change_push(now)
         if self.state is not State.UP:
             self._push_is_due = False

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from simulated_forwarder import Forwarder
 from simulated_ledger import LIFE, Change, Ledger, Member, Message
-from simulated_network import Network
+from simulated_network import Line, Network
 from simulated_process import Process, replace_surroundings
 from simulated_time import Cancelled, Task, World, sleep
 
@@ -265,8 +265,7 @@ class Simulation:
             jobs = [*(credit.unsettled for credit in queue.credits.values()), *queue.orphans.values()]
             self._excuse_payloads(job.entry.payload for some in jobs for job in some.values() if job.entry)
         self._excuse([*forwarder.frames_inside(), *forwarder.returned])
-        for line in forwarder.lines:
-            self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
+        self._excuse_under_way(forwarder.lines)
         forwarder.kill()
 
     def _excuse_payloads(self, payloads: Iterable[bytes]) -> None:
@@ -280,15 +279,25 @@ class Simulation:
     def kill_process(self, process: Process) -> None:
         self.note(f"kill process {process.number}")
         self._excuse_held(process)
-        for line in process.lines():
-            self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
+        self._excuse_under_way(process.lines())
         process.kill()
 
     def close_process(self, process: Process) -> None:
         """Close a process gracefully, and excuse the jobs that it could not hand back."""
         mailboxes = process.client.mailboxes
         assert mailboxes.waiting == sum(len(box.mail) for box in mailboxes.boxes.values())
-        process.close(lambda: self._excuse_held(process))
+
+        def closed() -> None:
+            self._excuse_held(process)
+            if not process.has_delivered:
+                self._excuse_under_way(line for line in self.network.lines if line.socket.process is process)
+
+        process.close(closed)
+
+    def _excuse_under_way(self, lines: Iterable[Line]) -> None:
+        """Excuse the jobs that are in transit by some connections."""
+        for line in lines:
+            self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
 
     def _excuse_held(self, process: Process) -> None:
         """Excuse the jobs that a process holds."""

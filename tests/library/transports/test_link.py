@@ -834,9 +834,10 @@ def test_jobs_that_are_handed_back_are_acknowledged_once_a_round_trip(rig: Rig) 
         for _ in range(100 if round_trip < 2 else 0):
             assert rig.link.send_request(back, 0)
         echoes[round_trip] = len(rig.exchange.echoes())
+        assert rig.link.held > 0, "a process that is closed now does not wait for them"
         rig.confirm()
     assert echoes == [1, 2, 3]
-    assert (len(rig.exchange.echoes()), rig.link.stats(carries=True)["unacknowledged"]) == (3, 0)
+    assert (len(rig.exchange.echoes()), rig.link.held) == (3, 0)
 
 
 def asked(rig: Rig) -> Request[Reader]:
@@ -2081,6 +2082,19 @@ def test_the_new_push_acknowledges_what_it_was_sent(renewal: Renewal) -> None:
     assert renewal.link.held == 1
     renewal.confirm()
     assert renewal.link.held == 0
+
+
+def test_the_new_push_takes_over_once_jobs_are_acknowledged_that_were_handed_back(renewal: Renewal) -> None:
+    """The new PUSH takes over once handed back jobs are acknowledged: they are not sent again, and would not count."""
+    old = renewal.exchange.push
+    back = wire.BACK.encode(wire.Back(renewal.client.inbox, 7, TTL, b"jobs", b"x"))
+    assert renewal.link.send_request(back, 0)
+    renewal.renew()
+    assert renewal.exchange.push is old
+    renewal.confirm()
+    renewal.tick(OPEN_EVERY)
+    assert renewal.exchange.push is not old
+    assert renewal.client.counters.dropped["lost_delivery"] == 0
 
 
 def test_a_full_window_is_taken_over_by_the_new_push(renewal: Renewal) -> None:
