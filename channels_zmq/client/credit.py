@@ -274,6 +274,11 @@ class Credit:
                 frames.append(self._ready(window))
         return frames
 
+    @property
+    def awaits_proof(self) -> bool:
+        """Whether jobs of this session were handed back, and it is unknown whether the exchange has received them."""
+        return any(self._answered < window.proved_by for window in self._windows.values())
+
     def readable(self) -> list[Box]:
         """Return the mailboxes that have both jobs and readers, because jobs were withheld for a while."""
         return [window.box for window in self._windows.values() if window.box.mail and window.box.waiters]

@@ -154,7 +154,7 @@ class Link:
         self._silent_since = self._silent_for = 0.0
         self._answered_by = inf
         self._ticked_at = self._started_at = 0.0
-        self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
+        self._keys_are_due = self._next_has_connected = self._push_is_due = self._has_reported_refusal = False
 
     # Opening and closing
 
@@ -744,13 +744,21 @@ class Link:
 
     def _begin_renewal(self) -> None:
         self.refusal = ""
+        self._next_has_connected = False
         self.downlink.begin_change(self._keys.current)
 
     def _next_subscriber_event(self, event: int) -> None:
         if event in REFUSALS:
             self._was_refused(REFUSALS[event])
             self._report_refusal()
-        elif event == zmq.Event.HANDSHAKE_SUCCEEDED and self.downlink.next is not None and self.state is State.UP:
+        else:
+            self._next_has_connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
+            self._change_subscriber()
+
+    def _change_subscriber(self) -> None:
+        """Begin the next session, unless jobs that were handed back in this one may be lost with its connection."""
+        is_possible = self.downlink.next is not None and self._next_has_connected and self.state is State.UP
+        if is_possible and not self.attachment.credit.awaits_proof:
             self._has_reported_refusal = False
             self.downlink.change(lambda: self._client.before_hello(self.attachment, loses_frames=False))
 
@@ -784,6 +792,7 @@ class Link:
         if self.downlink.next is not None and (self.state is not State.UP or self.refusal):
             self.downlink.give_up_next()
             self._keys_are_due = self._keys_are_due or not self.refusal
+        self._change_subscriber()
         is_safe = not self._window.jobs  # those are not sent again
         if self._push_is_due and is_safe and self.state is State.UP and now >= self._uplink.opens_at:
             self._change_push(now)

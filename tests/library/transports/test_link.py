@@ -2022,6 +2022,36 @@ def test_a_job_that_has_arrived_unread_is_put_back(renewal: Renewal) -> None:
     assert not box.mail
 
 
+def test_the_next_session_begins_once_jobs_that_were_handed_back_have_arrived(renewal: Renewal) -> None:
+    """The next session begins once the forwarder has what went back: the former connection may be broken unnoticed."""
+    read_jobs(renewal)
+    renewal.arrive(renewal.first, job(1))
+    renewal.client.stop_reading(renewal.link.attachment)
+    renewal.perform()
+    second = renewal.change_subscriber()
+    renewal.tick()
+    assert second.greeted == []
+    renewal.arrive(renewal.first, wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, 1, 1)))
+    renewal.tick()
+    ((received,),) = second.greeted
+    assert wire.RECEIVED.decode(received) == wire.Received(INBOX, 1, 1, b"jobs")
+
+
+def test_a_next_subscriber_that_is_disconnected_while_it_waits_begins_no_session(renewal: Renewal) -> None:
+    """A next subscriber that loses its connection while it waits begins its session once it has connected again."""
+    read_jobs(renewal)
+    renewal.arrive(renewal.first, job(1))
+    renewal.client.stop_reading(renewal.link.attachment)
+    renewal.perform()
+    second = renewal.change_subscriber()
+    renewal.event(second, zmq.Event.DISCONNECTED)
+    renewal.arrive(renewal.first, wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, 1, 1)))
+    renewal.tick()
+    assert second.greeted == []
+    renewal.event(second, CONNECTED)
+    assert len(second.greeted) == 1
+
+
 def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_it(renewal: Renewal) -> None:
     """A job of the next session counts once although both connections, subscribed to the inbox, deliver it."""
     box = read_jobs(renewal)
