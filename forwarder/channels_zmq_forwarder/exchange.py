@@ -89,6 +89,7 @@ class Exchange:
         self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
         self.peers_expected = 0
         """The largest `peers` of a hello: how many clients the last instance had, as far as one of them knows."""
+        self._follows_at = -inf  # when a client of the last instance was seen first
         self.drops: Counter[str] = Counter()
         self.queues = ChannelQueues(instance, limits, clock, self.drops)
         self._clock = clock
@@ -292,6 +293,8 @@ class Exchange:
             self.drops["stray"] += 1
             # A client with two connections learns by this welcome that both lead here, by two addresses.
             return NOTHING if known is None else [self._welcome(hello.inbox, known)]
+        if hello.peers and not self.peers_expected and known is None and hello.inbox not in self._ended:
+            self._follows_at = self._clock()
         self.peers_expected = max(self.peers_expected, hello.peers)
         out = []
         if hello.session != known:
@@ -335,18 +338,15 @@ class Exchange:
         self.windows.pop(inbox, None)
         self._resumed.pop(inbox, None)
         if session is not None:
-            self._note_end(inbox, session)
+            self._ended[inbox] = _Ended(session, self._clock())
+            self._ended.move_to_end(inbox)
+            if len(self._ended) > ENDED_SESSIONS:
+                self._ended.popitem(last=False)
         self._without_batches.discard(inbox)
         self.directory.remove(inbox)
         self._members.gone(inbox, self._clock(), self._is_living)
         self._drain.connection_lost(inbox)
         return self.queues.end(inbox) + self._confirm_flushes(self._flushes.gone(inbox))
-
-    def _note_end(self, inbox: bytes, session: int) -> None:
-        self._ended[inbox] = _Ended(session, self._clock())
-        self._ended.move_to_end(inbox)
-        if len(self._ended) > ENDED_SESSIONS:
-            self._ended.popitem(last=False)
 
     def _sync(self, frame: bytes) -> list[bytes]:
         sync = wire.SYNC.decode(frame)
@@ -431,15 +431,10 @@ class Exchange:
         return (frame,)
 
     def _answer_for(self, ask: wire.Ask) -> bytes:
-        """Answer a request to an owner that is not connected.
-
-        One that this instance does not know may be about to connect, for the first time or after the end of another
-        instance, as if its connection had been lost just now.
-        """
-        if ask.inbox not in self._ended:
-            self._note_end(ask.inbox, _NEVER.session)
-        may_come = self._clock() < self._ended[ask.inbox].at + RETURNS_WITHIN
-        return self._confirm(ask.reply, ask.n, wire.Status.AWAY if may_come else wire.Status.GONE)
+        """Answer a request to an owner that is not connected."""
+        seen_at = max(self._ended.get(ask.inbox, _NEVER).at, self._follows_at)
+        may_return = self._clock() < seen_at + RETURNS_WITHIN
+        return self._confirm(ask.reply, ask.n, wire.Status.AWAY if may_return else wire.Status.GONE)
 
     # Normal channels
 

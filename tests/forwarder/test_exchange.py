@@ -528,18 +528,10 @@ def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forw
     assert list(take(answer)) == [answer]
 
 
-def test_a_request_to_an_owner_that_was_never_connected_is_answered(forwarder: Forwarder) -> None:
-    """The exchange answers in place of an unknown owner: AWAY for three seconds after the first request, then GONE.
-
-    The owner may be about to connect, or it was connected to another instance before.
-    """
-    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
-    for passed, answer in ((0.0, Status.AWAY), (2.9, Status.AWAY), (0.1, Status.GONE), (100.0, Status.GONE)):
-        forwarder.clock.now += passed
-        (frame,) = forwarder.inbound(ask)
-        assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, answer, INSTANCE)
-    forwarder.connect(B)
-    assert list(forwarder.inbound(ask)) == [ask]
+def test_a_request_to_a_disconnected_owner_is_answered(forwarder: Forwarder) -> None:
+    """The exchange answers a request in place of a disconnected owner."""
+    (frame,) = forwarder.inbound(wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1")))
+    assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
 
 
 def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder) -> None:
@@ -557,6 +549,30 @@ def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder)
     assert statuses(forwarder.inbound(ask)) == [Status.GONE]
     forwarder.connect(B, session=2)
     assert list(forwarder.inbound(ask)) == [ask]
+
+
+def test_an_owner_that_was_connected_to_the_last_instance_may_come_back(forwarder: Forwarder) -> None:
+    """An unknown owner is AWAY for three seconds if a hello shows that there was another instance before.
+
+    This instance cannot know which clients the other one had.
+    """
+    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
+    forwarder.connect(A, peers=1)
+    forwarder.clock.now += 2.9
+    forwarder.connect(C, peers=2)
+    assert statuses(forwarder.inbound(ask)) == [Status.AWAY]
+    forwarder.clock.now += 0.1
+    assert statuses(forwarder.inbound(ask)) == [Status.GONE]
+
+
+def test_a_client_that_counts_those_of_this_instance_does_not_tell_of_another_one(forwarder: Forwarder) -> None:
+    """A client that repeats its hello or reconnects counts peers of this instance, which shows no earlier one."""
+    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
+    forwarder.connect(A)
+    forwarder.connect(A, peers=1)
+    forwarder.disconnect(A)
+    forwarder.connect(A, session=2, peers=1)
+    assert statuses(forwarder.inbound(ask)) == [Status.GONE]
 
 
 def test_an_answer_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:

@@ -111,29 +111,6 @@ def test_a_change_by_another_process_waits_for_an_owner_that_has_lost_its_connec
     run(scenario())
 
 
-def test_a_join_by_another_process_waits_for_an_owner_that_is_about_to_connect(run: Run, forwarder: Forwarder) -> None:
-    """A join by another process waits for an owner that has made the channel and is not connected yet."""
-
-    async def scenario() -> None:
-        with relay_to(forwarder.pub) as relay:
-            asking = DedicatedZmqChannelLayer(**forwarder.config)
-            await is_back(asking)
-            relay.hold()
-            owning = DedicatedZmqChannelLayer(**forwarder.config | {"pub_socket_address": relay.address})
-            channel = await owning.new_channel()
-            asked_often = (await asyncio.to_thread(forwarder.status))["frames_in"] + 10
-            join = asyncio.ensure_future(asking.group_add("chat", channel))
-            while not join.done() and (await asyncio.to_thread(forwarder.status))["frames_in"] < asked_often:
-                pass
-            relay.resume()
-            await join
-            await asking.group_send("chat", {"n": 1})
-            assert await owning.receive(channel) == {"n": 1}
-            close_all()
-
-    run(scenario())
-
-
 def test_a_change_by_another_process_raises_if_the_owner_stays_away(run: Run, forwarder: Forwarder) -> None:
     """A join by another process raises `OwnerUnavailable` if the owner stays away for longer than the timeout.
 
