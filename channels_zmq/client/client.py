@@ -128,8 +128,10 @@ class Client:
         for box in self._read_normally.values():
             if box.waiters:
                 attachment.credit.touched(box)  # its window opens with the first session
-        if len(self.attachments) > 1:
-            self._await_earlier(attachment)
+        if len(self.attachments) > 1:  # one may bring what is behind messages that another one has
+            for one in self.attachments:
+                if one.is_new and one.resumption.is_unused:
+                    self._await_earlier(one)
         return attachment
 
     def detach(self, attachment: Attachment) -> None:

@@ -50,6 +50,11 @@ class Resumption:
         self._is_asked = False
         self._waits_since = self._waited = 0.0  # the present wait, and the seconds of those before it
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing has been missing from this exchange so far."""
+        return self._missing_since is None and not self._session
+
     def lacks(self, since: float) -> None:
         """Note that there is no connection, or was none before; everything published before a time has arrived."""
         self._is_asked = False

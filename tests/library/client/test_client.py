@@ -1726,7 +1726,6 @@ def test_a_client_asks_each_exchange_for_what_was_sent_since_it_began(clock: Clo
     """Others may know the channels of a process, and send to them, before it is connected to the first exchange."""
     client = Client(SECRET, SENDER, clock=clock)
     first = client.attach()
-    assert not client.gaps.awaits_replay, "nothing arrives before the connection"
     clock.now += 30.0
     client.connected(first)
     assert client.gaps.awaits_replay, "from the first frame on"
@@ -1741,6 +1740,25 @@ def test_a_client_asks_each_exchange_for_what_was_sent_since_it_began(clock: Clo
     assert resume(client, exchange=1).age == 60_000 + 1000 * (ON_THE_WAY + READ_WITHIN)
     client.detach(other)
     assert not client.gaps.awaits_replay
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_what_one_exchange_brings_waits_for_one_that_connects_a_moment_later(clock: Clock, later: int) -> None:
+    """At the start of a process one exchange may bring what follows messages that another one replays later."""
+    client = Client(SECRET, SENDER, clock=clock)
+    client.receiver.own_names = AnyName()
+    exchanges = [client.attach(), client.attach()]
+    for session, index in enumerate((1 - later, later), SESSION + 5):
+        clock.now += 0.1
+        client.connected(exchanges[index])
+        resume(client, index, session)
+        client.begin_session(exchanges[index], session, INSTANCE)
+        replay(client, *([] if index != later else map(direct_frame, range(1, 5))), exchange=index, session=session)
+        if index != later:
+            feed(client, direct_frame(5))
+    clock.now += HOLD
+    client.keep(clock.now, 100)
+    assert client.counters.received == 5
 
 
 def test_messages_wait_for_an_exchange_that_was_found_just_now(client: Client, clock: Clock) -> None:
