@@ -767,7 +767,12 @@ class Connection:
     # The end
 
     def deliver_held(self) -> None:
-        """Wait until the housekeeper has sent everything and all is acknowledged, at most `linger`."""
+        """Hand unread jobs back, and wait until the housekeeper has sent everything and all is acknowledged.
+
+        This takes `linger` at most.
+        """
+        with self._step:
+            self._stop_reading()
         producer, until = self._producer, time.monotonic() + self._options.linger
         if producer is None or not producer.held:
             return
@@ -782,8 +787,7 @@ class Connection:
         with self._step:
             if self.closed:
                 return False
-            for attachment in self.client.attachments:
-                self.client.stop_reading(attachment)
+            self._stop_reading()
             self.perform()
             self.closed = True
             self._producer = None
@@ -792,6 +796,10 @@ class Connection:
                 self.client.out.wake += box.waiters
             self._loops.release()
             return True
+
+    def _stop_reading(self) -> None:
+        for attachment in self.client.attachments:
+            self.client.stop_reading(attachment)
 
     def finish(self) -> None:
         """Close the sockets; blocks for `linger` at most."""

@@ -275,9 +275,10 @@ class Credit:
         return frames
 
     @property
-    def awaits_proof(self) -> bool:
-        """Whether jobs of this session were handed back, and it is unknown whether the exchange has received them."""
-        return any(self._answered < window.proved_by for window in self._windows.values())
+    def unproved(self) -> int:
+        """How many jobs were handed back of which it is unknown whether the exchange has received them."""
+        windows = [window for window in list(self._windows.values()) if self._answered < window.proved_by]
+        return sum(window.returned[1] - window.returned[0] + window.unsure for window in windows)
 
     def readable(self) -> list[Box]:
         """Return the mailboxes that have both jobs and readers, because jobs were withheld for a while."""

@@ -170,7 +170,7 @@ class Window:
 
     @property
     def _is_marker_due(self) -> bool:
-        """Whether the block is full, or has jobs and no marker is unanswered: until one is, jobs may count as lost."""
+        """Whether the block is full, or has jobs, which may count as lost until then, and no marker is unanswered."""
         block = self._open
         if block.jobs and not self._markers:
             return True

@@ -35,7 +35,7 @@ from channels_zmq.client.window import LARGE, NOW
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
-from channels_zmq.transports.downlink import Downlink, Watcher
+from channels_zmq.transports.downlink import CHANGE_WITHIN, Downlink, Watcher
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
 from channels_zmq.transports.roster import Forwarder
 from channels_zmq.transports.states import TRANSITIONS, Event, State
@@ -154,7 +154,8 @@ class Link:
         self._silent_since = self._silent_for = 0.0
         self._answered_by = inf
         self._ticked_at = self._started_at = 0.0
-        self._keys_are_due = self._next_has_connected = self._push_is_due = self._has_reported_refusal = False
+        self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
+        self._next_connected_at = inf
 
     # Opening and closing
 
@@ -220,7 +221,7 @@ class Link:
     @property
     def held(self) -> int:
         """How many messages wait to be sent, or to be acknowledged, jobs that were handed back included."""
-        return len(self._outbox) + self._window.kept + self._window.jobs
+        return len(self._outbox) + self._window.kept + self._window.jobs + self.attachment.credit.unproved
 
     def monitors(self) -> dict[Socket, Callable[[int], None]]:
         """Return the monitors of the sockets, and what to call with their events."""
@@ -277,9 +278,12 @@ class Link:
 
     def send(self, frame: bytes) -> bool:
         """Send a frame that is not numbered; return False if it has to be held."""
-        if not self._send_uncounted(frame):
+        is_job = frame[:1] == wire.BACK_BYTE
+        if (is_job and self._push_is_due) or not self._send_uncounted(
+            frame
+        ):  # the change of PUSH waits for no more jobs
             return False
-        if due := self._window.count(len(frame), is_job=frame[:1] == wire.BACK_BYTE):
+        if due := self._window.count(len(frame), is_job=is_job):
             self._mark(due)
         return True
 
@@ -744,7 +748,7 @@ class Link:
 
     def _begin_renewal(self) -> None:
         self.refusal = ""
-        self._next_has_connected = False
+        self._next_connected_at = inf
         self.downlink.begin_change(self._keys.current)
 
     def _next_subscriber_event(self, event: int) -> None:
@@ -752,13 +756,19 @@ class Link:
             self._was_refused(REFUSALS[event])
             self._report_refusal()
         else:
-            self._next_has_connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
-            self._change_subscriber()
+            now = time.monotonic()
+            self._next_connected_at = now if event == zmq.Event.HANDSHAKE_SUCCEEDED else inf
+            self._change_subscriber(now)
 
-    def _change_subscriber(self) -> None:
-        """Begin the next session, unless jobs that were handed back in this one may be lost with its connection."""
-        is_possible = self.downlink.next is not None and self._next_has_connected and self.state is State.UP
-        if is_possible and not self.attachment.credit.awaits_proof:
+    def _change_subscriber(self, now: float) -> None:
+        """Begin the next session by the next subscriber, if that is connected.
+
+        Jobs that were handed back in this session may be lost with its connection, so this waits for their proof, for a
+        bounded time, since further ones may follow for ever.
+        """
+        if self.downlink.next is None or self.state is not State.UP or self._next_connected_at == inf:
+            return
+        if not self.attachment.credit.unproved or now >= self._next_connected_at + CHANGE_WITHIN:
             self._has_reported_refusal = False
             self.downlink.change(lambda: self._client.before_hello(self.attachment, loses_frames=False))
 
@@ -792,7 +802,7 @@ class Link:
         if self.downlink.next is not None and (self.state is not State.UP or self.refusal):
             self.downlink.give_up_next()
             self._keys_are_due = self._keys_are_due or not self.refusal
-        self._change_subscriber()
+        self._change_subscriber(now)
         is_safe = not self._window.jobs  # those are not sent again
         if self._push_is_due and is_safe and self.state is State.UP and now >= self._uplink.opens_at:
             self._change_push(now)

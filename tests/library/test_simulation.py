@@ -496,6 +496,32 @@ def test_what_is_sent_to_a_process_that_has_just_begun_arrives(
     assert receiver.client.counters.dropped["missed"] == 0
 
 
+@pytest.mark.parametrize("is_cut", [False, True], ids=["connected", "cut"])
+def test_a_process_that_is_closed_waits_until_its_unread_jobs_have_gone_back(
+    simulation: Simulation, is_cut: bool
+) -> None:
+    """A process that is closed hands its unread jobs back, again if its connection breaks meanwhile: none is lost."""
+    sender, _ = sender_and_receiver(simulation, A)
+    reader = simulation.start_process([A], prefetch=4)
+    simulation.run(1.0)
+    simulation.read_jobs(reader, "work", count=1)
+    simulation.run(0.1)
+    for _ in range(5):
+        simulation.send_job(sender, "work")
+    simulation.run(0.02)
+    assert reader.client.mailboxes.waiting == 4
+    (line,) = reader.lines("pub")
+    simulation.close_process(reader)
+    if is_cut:
+        line.cut(0.05, 0.05)
+    simulation.run(2.0)
+    assert reader.has_delivered
+    simulation.read_jobs(sender, "work")
+    simulation.run(1.0)
+    read = [message for message in simulation.ledger.messages if message.topic == "work" and message.read_by]
+    assert len(read) == 5
+
+
 def test_other_keys_that_end_a_connection_lose_nothing_that_it_has_brought(simulation: Simulation) -> None:
     """A change of keys during the handshake loses no message that the former connection delivered."""
     sender, members = sender_and_receiver(simulation, A)

@@ -368,6 +368,8 @@ class Process:
     def close(self, then: Callable[[], None]) -> None:
         """Close the connection, as `connections.close` does."""
         self.is_closing = True
+        with self.connection._step:
+            self.connection._stop_reading()
         producer, until = self.connection._producer, self.world.now + self.options.linger
         if producer is not None and producer.held:
             with self.connection._step:

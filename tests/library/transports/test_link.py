@@ -2037,6 +2037,19 @@ def test_the_next_session_begins_once_jobs_that_were_handed_back_have_arrived(re
     assert wire.RECEIVED.decode(received) == wire.Received(INBOX, 1, 1, b"jobs")
 
 
+def test_the_next_session_waits_for_jobs_that_were_handed_back_for_a_while_only(renewal: Renewal) -> None:
+    """The wait for the proof of jobs that went back is bounded, as further ones may go back before each answer."""
+    read_jobs(renewal)
+    renewal.arrive(renewal.first, job(1))
+    renewal.client.stop_reading(renewal.link.attachment)
+    renewal.perform()
+    second = renewal.change_subscriber()
+    renewal.tick(CHANGE_WITHIN - 0.1)
+    assert second.greeted == []
+    renewal.tick(0.1)
+    assert len(second.greeted) == 1
+
+
 def test_a_next_subscriber_that_is_disconnected_while_it_waits_begins_no_session(renewal: Renewal) -> None:
     """A next subscriber that loses its connection while it waits begins its session once it has connected again."""
     read_jobs(renewal)
@@ -2121,6 +2134,7 @@ def test_the_new_push_takes_over_once_jobs_are_acknowledged_that_were_handed_bac
     assert renewal.link.send_request(back, 0)
     renewal.renew()
     assert renewal.exchange.push is old
+    assert not renewal.link.send_request(back, 0), "further ones would delay the change without end"
     renewal.confirm()
     renewal.tick(OPEN_EVERY)
     assert renewal.exchange.push is not old
