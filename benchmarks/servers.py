@@ -96,12 +96,18 @@ def groups_at(addresses: Addresses, peer: str) -> int:
         return len(names)
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that is not bound at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of the loopback interface that is not bound at the moment, and was not returned before."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import ormsgpack
 import pytest
+from network import missing
 
 from benchmarks import pages, webhook
 from benchmarks.comparison import compare
@@ -21,6 +22,7 @@ from benchmarks.measures import cuts, stream
 from benchmarks.measures.base import Bench, Figures, Measure, percentile
 from benchmarks.measures.jobs import Job, check_jobs
 from benchmarks.messages import check, message, text_for
+from benchmarks.own_network import RECEIVE_BUFFERS, own_network
 from benchmarks.peers import peer
 from benchmarks.run import MEASURES, Entry, Result, _measure_once, _order
 from benchmarks.servers import Addresses
@@ -382,3 +384,16 @@ def test_percentiles_are_nearest_ranks_in_microseconds() -> None:
     """A percentile is the nearest rank in microseconds, as for the 50th and the 99th of 1..100."""
     times = [n * 1_000 for n in range(100, 0, -1)]
     assert (percentile(times, 50), percentile(times, 99), percentile(times[:1], 99)) == (50.0, 99.0, 100.0)
+
+
+@pytest.mark.skipif(bool(lacking := missing("ip")), reason=lacking)
+def test_a_measure_may_run_in_a_network_of_its_own_and_leaves_it() -> None:
+    """A measure may run in a network namespace with large receive buffers; the thread returns to its former one."""
+    namespace, buffers = Path("/proc/thread-self/ns/net"), Path("/proc/sys/net/ipv4/tcp_rmem")
+    before = namespace.readlink(), buffers.read_text()
+    with own_network() as is_permitted:
+        assert is_permitted
+        assert namespace.readlink() != before[0]
+        assert buffers.read_text().split() == RECEIVE_BUFFERS.split()
+        subprocess.run(["ip", "route", "get", "127.0.0.1"], check=True, stdout=subprocess.DEVNULL)
+    assert (namespace.readlink(), buffers.read_text()) == before
