@@ -766,19 +766,20 @@ class Connection:
 
     # The end
 
-    def deliver_held(self) -> None:
-        """Hand unread jobs back, and wait until the housekeeper has sent everything and all is acknowledged.
+    @property
+    def undelivered(self) -> int:
+        """How many messages are held, or were handed back and may not have arrived."""
+        held = self._producer.held if self._producer is not None else 0
+        return held + sum(one.credit.unproved for one in list(self.client.attachments))
 
-        This takes `linger` at most.
-        """
+    def deliver_held(self) -> None:
+        """Hand unread jobs back, and wait until everything has been sent and has arrived, at most `linger`."""
+        until = time.monotonic() + self._options.linger
         with self._step:
             self._stop_reading()
-        producer, until = self._producer, time.monotonic() + self._options.linger
-        if producer is None or not producer.held:
-            return
-        with self._step:
-            producer.mark_now()
-        while producer.held and time.monotonic() < until:
+            if self._producer is not None and self._producer.held:
+                self._producer.mark_now()
+        while self.undelivered and time.monotonic() < until:
             self.call_soon(0.0)
             time.sleep(HELD_EVERY)
 

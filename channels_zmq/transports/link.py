@@ -220,8 +220,8 @@ class Link:
 
     @property
     def held(self) -> int:
-        """How many messages wait to be sent, or to be acknowledged, jobs that were handed back included."""
-        return len(self._outbox) + self._window.kept + self._window.jobs + self.attachment.credit.unproved
+        """How many messages wait to be sent, or to be acknowledged, jobs that go back by PUSH included."""
+        return len(self._outbox) + self._window.kept + self._window.jobs
 
     def monitors(self) -> dict[Socket, Callable[[int], None]]:
         """Return the monitors of the sockets, and what to call with their events."""
@@ -279,9 +279,9 @@ class Link:
     def send(self, frame: bytes) -> bool:
         """Send a frame that is not numbered; return False if it has to be held."""
         is_job = frame[:1] == wire.BACK_BYTE
-        if (is_job and self._push_is_due) or not self._send_uncounted(
-            frame
-        ):  # the change of PUSH waits for no more jobs
+        if is_job and self._push_is_due:
+            return False  # the change waits until no job is unacknowledged
+        if not self._send_uncounted(frame):
             return False
         if due := self._window.count(len(frame), is_job=is_job):
             self._mark(due)

@@ -164,7 +164,7 @@ class Links:
 
     @property
     def held(self) -> int:
-        """How many messages wait to be sent, or to be acknowledged, jobs that were handed back included."""
+        """How many messages wait to be sent, or to be acknowledged, jobs that go back by PUSH included."""
         return len(self._batch.bodies) + len(self._lobby) + sum(link.held for link in list(self._links.values()))
 
     def stats(self) -> list[LinkStats]:

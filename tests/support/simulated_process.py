@@ -368,23 +368,21 @@ class Process:
     def close(self, then: Callable[[], None]) -> None:
         """Close the connection, as `connections.close` does."""
         self.is_closing = True
-        with self.connection._step:
-            self.connection._stop_reading()
-        producer, until = self.connection._producer, self.world.now + self.options.linger
-        if producer is not None and producer.held:
-            with self.connection._step:
-                producer.mark_now()
+        connection, until = self.connection, self.world.now + self.options.linger
+        with connection._step:
+            connection._stop_reading()
+            if connection._producer is not None and connection._producer.held:
+                connection._producer.mark_now()
         self._close_when_delivered(until, then)
 
     def _close_when_delivered(self, until: float, then: Callable[[], None]) -> None:
-        producer = self.connection._producer
         if self.is_gone:
             return
-        if producer is not None and producer.held and self.world.now < until:
+        if self.connection.undelivered and self.world.now < until:
             self.connection.call_soon(0.0)
             self.world.after(HELD_EVERY, self._close_when_delivered, until, then)
             return
-        self.has_delivered = producer is None or not producer.held
+        self.has_delivered = not self.connection.undelivered
         self.closed_at = self.world.now
         self.connection.stop()
         self.connection.finish()
