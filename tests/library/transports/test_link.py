@@ -1993,6 +1993,14 @@ def job(session: int, ordinal: int = 1, payload: bytes = b"x") -> bytes:
     return wire.JOB.encode(wire.Job(INBOX, session, ordinal, ordinal, TTL, b"jobs", payload))
 
 
+def hand_a_job_back(rig: Renewal) -> None:
+    """Take a job, and hand it back unread."""
+    read_jobs(rig)
+    rig.arrive(rig.first, job(1))
+    rig.client.stop_reading(rig.link.attachment)
+    rig.perform()
+
+
 def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal: Renewal) -> None:
     """A late job of the former session is ignored: the exchange, knowing it as not received, hands it over again."""
     box = read_jobs(renewal)
@@ -2024,10 +2032,7 @@ def test_a_job_that_has_arrived_unread_is_put_back(renewal: Renewal) -> None:
 
 def test_the_next_session_begins_once_jobs_that_were_handed_back_have_arrived(renewal: Renewal) -> None:
     """The next session begins once the forwarder has what went back: the former connection may be broken unnoticed."""
-    read_jobs(renewal)
-    renewal.arrive(renewal.first, job(1))
-    renewal.client.stop_reading(renewal.link.attachment)
-    renewal.perform()
+    hand_a_job_back(renewal)
     second = renewal.change_subscriber()
     renewal.tick()
     assert second.greeted == []
@@ -2039,10 +2044,7 @@ def test_the_next_session_begins_once_jobs_that_were_handed_back_have_arrived(re
 
 def test_the_next_session_waits_for_jobs_that_were_handed_back_for_a_while_only(renewal: Renewal) -> None:
     """The wait for the proof of jobs that went back is bounded, as further ones may go back before each answer."""
-    read_jobs(renewal)
-    renewal.arrive(renewal.first, job(1))
-    renewal.client.stop_reading(renewal.link.attachment)
-    renewal.perform()
+    hand_a_job_back(renewal)
     second = renewal.change_subscriber()
     renewal.tick(CHANGE_WITHIN - 0.1)
     assert second.greeted == []
@@ -2052,10 +2054,7 @@ def test_the_next_session_waits_for_jobs_that_were_handed_back_for_a_while_only(
 
 def test_a_next_subscriber_that_is_disconnected_while_it_waits_begins_no_session(renewal: Renewal) -> None:
     """A next subscriber that loses its connection while it waits begins its session once it has connected again."""
-    read_jobs(renewal)
-    renewal.arrive(renewal.first, job(1))
-    renewal.client.stop_reading(renewal.link.attachment)
-    renewal.perform()
+    hand_a_job_back(renewal)
     second = renewal.change_subscriber()
     renewal.event(second, zmq.Event.DISCONNECTED)
     renewal.arrive(renewal.first, wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, 1, 1)))
