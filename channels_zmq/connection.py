@@ -772,13 +772,17 @@ class Connection:
         held = self._producer.held if self._producer is not None else 0
         return held + sum(one.credit.unproved for one in list(self.client.attachments))
 
-    def deliver_held(self) -> None:
-        """Hand unread jobs back, and wait until everything has been sent and has arrived, at most `linger`."""
-        until = time.monotonic() + self._options.linger
+    def begin_delivery(self) -> None:
+        """Hand unread jobs back, and request the acknowledgement of everything that was sent."""
         with self._step:
             self._stop_reading()
             if self._producer is not None and self._producer.held:
                 self._producer.mark_now()
+
+    def deliver_held(self) -> None:
+        """Hand unread jobs back, and wait until everything has been sent and has arrived, at most `linger`."""
+        until = time.monotonic() + self._options.linger
+        self.begin_delivery()
         while self.undelivered and time.monotonic() < until:
             self.call_soon(0.0)
             time.sleep(HELD_EVERY)

@@ -368,12 +368,8 @@ class Process:
     def close(self, then: Callable[[], None]) -> None:
         """Close the connection, as `connections.close` does."""
         self.is_closing = True
-        connection, until = self.connection, self.world.now + self.options.linger
-        with connection._step:
-            connection._stop_reading()
-            if connection._producer is not None and connection._producer.held:
-                connection._producer.mark_now()
-        self._close_when_delivered(until, then)
+        self.connection.begin_delivery()
+        self._close_when_delivered(self.world.now + self.options.linger, then)
 
     def _close_when_delivered(self, until: float, then: Callable[[], None]) -> None:
         if self.is_gone:
