@@ -450,18 +450,25 @@ class Link:
             self._window.clear()
         if state is State.DOWN:
             self._client.became_unreachable(self.attachment)
-        if state is State.DOWN or (former is State.UP and state is not State.DRAINING):
-            self._await_answers()
+        if event is Event.SILENT:
+            self._await_answers(0.0)  # they were waited for already
+        elif state is State.DOWN or (former is State.UP and state is not State.DRAINING):
+            self._await_answers(READS_FORMER_FOR)
         return True
 
-    def _await_answers(self) -> None:
+    def _await_answers(self, seconds: float) -> None:
         now = time.monotonic()
-        self._answered_by = min(self._answered_by, now + READS_FORMER_FOR)
+        self._answered_by = min(self._answered_by, now + seconds)
         self._fail_requests_once_read(now)
 
     def _fail_requests_once_read(self, now: float) -> None:
-        """Fail the unanswered requests once everything that has arrived is read, or that takes too long."""
-        if now < self._answered_by < inf and self.downlink.has_input():
+        """Fail the unanswered requests once every answer that is on its way was read, or that takes too long.
+
+        If only PUSH was lost, answers may still arrive. The answer to the echo by the next PUSH follows them.
+        """
+        if now < self._answered_by < inf and self.state is State.VERIFYING:
+            self._call_soon(self._answered_by)
+        elif now < self._answered_by < inf and self.downlink.has_input():
             self._client.out.input_found()
             self._call_soon(now + FULL_RETRY)
         else:

@@ -3,25 +3,46 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from forwarders import Forwarder, close_all
+from forwarders import Forwarder, close_all, until
 from peers import wait_until
+from relays import Relay, relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.transports import link
 
 Run = Callable[..., Any]
 
+
+class Ways(NamedTuple):
+    """A layer, and the two ways between it and its forwarder."""
+
+    layer: DedicatedZmqChannelLayer
+    upwards: Relay
+    downwards: Relay
+
+
 TIMEOUT = 0.3
+AN_HOUR = 3600.0
 
 
 @pytest.fixture
 def layer(forwarder: Forwarder) -> Any:
     yield DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=TIMEOUT)
     close_all()
+
+
+@pytest.fixture
+def ways(forwarder: Forwarder) -> Iterator[Ways]:
+    """Relay both connections to a forwarder."""
+    with relay_to(forwarder.pull) as upwards, relay_to(forwarder.pub) as downwards:
+        config = {"pull_socket_address": upwards.address, "pub_socket_address": downwards.address}
+        yield Ways(DedicatedZmqChannelLayer(**config, connect_timeout=AN_HOUR), upwards, downwards)
+        close_all()
 
 
 async def block_until(condition: Callable[[], bool]) -> None:
@@ -71,9 +92,17 @@ def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
     run(scenario())
 
 
+async def confirm_one_job(layer: Any) -> None:
+    """Let everything arrive that a new connection brings."""
+    await layer.new_channel()
+    while not layer.stats()["connected"]:
+        await asyncio.sleep(0.005)
+    await layer.send("jobs", {"n": 0})
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_job_that_was_confirmed_before_its_forwarder_ended_is_no_error(
-    run: Run, forwarder: Forwarder, layer: Any, number: int
+    run: Run, forwarder: Forwarder, ways: Ways, number: int
 ) -> None:
     """A job that was confirmed before its forwarder ended is not an error.
 
@@ -81,14 +110,35 @@ def test_a_job_that_was_confirmed_before_its_forwarder_ended_is_no_error(
     """
 
     async def scenario() -> None:
-        await layer.new_channel()
-        while not layer.stats()["connected"]:
-            await asyncio.sleep(0.005)
+        layer, _, downwards = ways
+        await confirm_one_job(layer)
+        answered = downwards.answered
         send = asyncio.create_task(layer.send("jobs", {"n": 1}))
         await asyncio.sleep(0)
-        wait_until(lambda: forwarder.status()["waiting"] == 1)
+        wait_until(lambda: forwarder.status()["waiting"] == 2 and downwards.answered > answered)
         forwarder.end(number)
         wait_until(lambda: not layer.stats()["connected"])
+        await send
+
+    run(scenario())
+
+
+def test_an_answer_on_its_way_is_waited_for_when_only_the_sending_connection_is_lost(
+    run: Run, monkeypatch: pytest.MonkeyPatch, forwarder: Forwarder, ways: Ways
+) -> None:
+    """A job whose answer is on its way by the receiving connection is no error when the sending one is lost."""
+    monkeypatch.setattr(link, "READS_FORMER_FOR", AN_HOUR)
+
+    async def scenario() -> None:
+        layer, upwards, downwards = ways
+        await confirm_one_job(layer)
+        downwards.hold()
+        send = asyncio.create_task(layer.send("jobs", {"n": 1}))
+        await until(lambda: forwarder.status()["waiting"] == 2)
+        upwards.end()
+        await until(lambda: not layer.stats()["connected"])
+        assert not send.done()
+        downwards.resume()
         await send
 
     run(scenario())

@@ -27,6 +27,8 @@ class Relay:
         self.port, self.target, self.delay, self.rate = port, target, delay, rate
         self.accepted = 0
         """Number of connections so far."""
+        self.answered = 0
+        """Bytes that have arrived from the target so far, to be passed on even if it ends."""
         self._server: socket.socket | None = None
         self._flows = threading.Event()
         self._open: list[socket.socket] = []
@@ -85,12 +87,13 @@ class Relay:
             self.accepted += 1
             self._open += [near, far]
             self._run(self._pass_on, near, far)
-            self._run(self._pass_on, far, near)
+            self._run(partial(self._pass_on, is_answer=True), far, near)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, *, is_answer: bool = False) -> None:
         send = self._sender(target)
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
+                self.answered += len(data) * is_answer
                 self._flows.wait()  # after `recv`, in which this thread may be when `hold` is called
                 if self.rate:
                     time.sleep(len(data) / self.rate)

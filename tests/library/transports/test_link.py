@@ -568,12 +568,12 @@ def test_an_outage_and_its_end_are_logged(rig: Rig, event: str) -> None:
 
 @pytest.mark.parametrize(
     "event, to_one, to_all",
-    [("lost", LOST, 0), ("push lost", LOST, None), ("reconnected", LOST, None), ("drains", None, None)],
+    [("lost", LOST, 0), ("push lost", None, None), ("reconnected", LOST, None), ("drains", None, None)],
 )
 def test_requests_learn_that_their_exchange_may_never_answer(
     rig: Rig, event: str, to_one: int | None, to_all: int | None
 ) -> None:
-    """After a loss, messages for normal channels fail at once; requests for all stop waiting once the link is down."""
+    """Messages for normal channels fail once no answer can arrive; requests to all stop waiting for a lost link."""
     rig.come_up()
     plain = Request(b"Aplain", repeats=False, waiter=Reader())
     everybody: Request[Reader] = Request(b"Ysync", to_all=True)
@@ -886,6 +886,29 @@ def test_a_request_without_an_answer_fails_when_all_is_read(rig: Rig, end: str) 
         case _:
             rig.tick(READS_FORMER_FOR)
     assert request.answer == LOST
+
+
+@pytest.mark.parametrize("end", ["answered", "echoed", "lost", "time is over"])
+def test_a_request_waits_for_its_answer_when_only_push_is_lost(rig: Rig, end: str) -> None:
+    """If only PUSH is lost, the answer may arrive until that of the next PUSH's echo, for `READS_FORMER_FOR`."""
+    rig.come_up()
+    request = asked(rig)
+    rig.calls.clear()
+    rig.exchange.push_disconnected()
+    assert rig.clock.now + READS_FORMER_FOR in rig.calls
+    rig.tick(OPEN_EVERY)
+    assert request.answer is None
+    match end:
+        case "answered":
+            answer = wire.CONFIRM.encode(wire.Confirm(rig.client.inbox, 5, wire.Status.OK, ONE))
+            rig.client.feed(answer, rig.link.attachment)
+        case "echoed":
+            rig.confirm()
+        case "lost":
+            rig.exchange.disconnected()
+        case _:
+            rig.tick(READS_FORMER_FOR)
+    assert request.answer == (wire.Status.OK if end == "answered" else LOST)
 
 
 def test_the_window_of_a_link_that_no_topic_is_sent_by_is_emptied_too(rig: Rig) -> None:
@@ -1309,7 +1332,7 @@ def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig: Rig) -> 
     rig.verify()
     rig.confirm()
     assert [frame[:1] for frame in rig.exchange.push.take()] == [b"E", b"G", b"A"]
-    rig.exchange.push_disconnected()
+    rig.exchange.disconnected()
     assert request.answer == LOST
 
 
