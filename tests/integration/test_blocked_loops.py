@@ -26,7 +26,6 @@ LATE = 1.5
 
 Its age counts from its arrival, which is noticed within a second.
 """
-SOON = 1.0
 BATCH = 500
 IN_AN_HOUR = 3600.0
 
@@ -35,6 +34,15 @@ IN_AN_HOUR = 3600.0
 def _close() -> Any:
     yield
     close_all()
+
+
+@pytest.fixture
+def no_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing that the housekeeper does from time to time be due for an hour."""
+    monkeypatch.setattr(connection, "NOTICE_EVERY", IN_AN_HOUR)
+    monkeypatch.setattr(links, "ROTATE_EVERY", IN_AN_HOUR)
+    for transport in (embedded_reader, embedded_producer, link):
+        monkeypatch.setattr(transport, "TICK_EVERY", IN_AN_HOUR)
 
 
 async def send_with_times(layer: Any, group: str, count: int, batch: int) -> None:
@@ -99,14 +107,14 @@ def test_while_a_loop_is_blocked_its_process_takes_messages_in_and_lets_them_exp
 
 
 def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
-    make_shared_layer: Make, run: Run, open_peer: Make
+    make_shared_layer: Make, run: Run, open_peer: Make, no_timers: None
 ) -> None:
-    """A reader on another loop gets each message within a second after the watching loop has ended.
+    """A reader on another loop gets each message after the watching loop has ended, without the help of a timer.
 
     The loop that read last was the one that watched; it stops in the middle of a stream of messages.
     """
     layers: list[Any] = []
-    read: list[float] = []
+    read: list[dict[str, Any]] = []
     waits = threading.Event()
     names: dict[str, str] = {}
 
@@ -117,8 +125,7 @@ def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
         await asyncio.sleep(0)
         waits.set()
         for _ in range(10):
-            message = await reading
-            read.append(time.monotonic() - message["at"])
+            read.append(await reading)
             reading = asyncio.create_task(layers[0].receive(channel))
         reading.cancel()
 
@@ -145,21 +152,15 @@ def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
         peer.run(send_with_times, "other", 1, 1)
         wait_until(partial(has_read_more, seen))
     thread.join()
-    print(f"longest way to the other loop: {max(read):.3f} s")
-    assert max(read) < SOON
 
 
 def test_what_arrives_after_the_only_loop_has_ended_is_read_without_one(
-    make_shared_layer: Make, run: Run, open_peer: Make, monkeypatch: pytest.MonkeyPatch
+    make_shared_layer: Make, run: Run, open_peer: Make, no_timers: None
 ) -> None:
     """The housekeeper notices by itself that the only loop has ended, and reads what arrives afterwards.
 
     This holds however short the loop ran: nothing else is due for an hour.
     """
-    monkeypatch.setattr(connection, "NOTICE_EVERY", IN_AN_HOUR)
-    monkeypatch.setattr(links, "ROTATE_EVERY", IN_AN_HOUR)
-    for transport in (embedded_reader, embedded_producer, link):
-        monkeypatch.setattr(transport, "TICK_EVERY", IN_AN_HOUR)
     layers: list[Any] = []
 
     async def scenario() -> Peer:

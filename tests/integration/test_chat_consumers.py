@@ -15,6 +15,7 @@ from channels.routing import URLRouter
 from channels.testing import ApplicationCommunicator, WebsocketCommunicator
 from default_layers import as_default
 from django.urls import path
+from forwarders import PATIENCE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "chat"))
 
@@ -190,10 +191,10 @@ async def page(name: str, room: str = "lobby", beat: float = 60.0) -> AsyncItera
     member = consumers.RoomConsumer.as_asgi(process="web1", beat_seconds=beat)
     application = URLRouter([path("ws/room/<str:room>/", member)])
     communicator = WebsocketCommunicator(application, f"ws/room/{quote(room)}/?name={quote(name)}")
-    accepted, _ = await communicator.connect()
+    accepted, _ = await communicator.connect(timeout=PATIENCE)
     assert accepted
     yield Page(communicator)
-    await communicator.disconnect()
+    await communicator.disconnect(timeout=PATIENCE)
 
 
 async def test_what_one_says_arrives_at_everybody_in_the_room() -> None:

@@ -148,7 +148,7 @@ def test_a_key_that_is_added_works_at_once_and_a_revoked_one_no_more(run: Any, g
         one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
         channel = await one.new_channel()
         await one.group_add("chat", channel)
-        two = DedicatedZmqChannelLayer(**guarded.config, **keys.client("two"), connect_timeout=1)
+        two = DedicatedZmqChannelLayer(**guarded.config, **keys.client("two"), connect_timeout=4)
         revoked = await two.new_channel()
         await two.group_add("chat", revoked)
         keys.allow("one", "stranger")
@@ -339,6 +339,9 @@ def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
         "curve_allowed_keys_file": keys.file("allowed"),
     }
 
+    def lines() -> list[logging.LogRecord]:
+        return [one for one in caplog.records if one.getMessage() == "allowed keys: 1, 0 added, 1 revoked"]
+
     async def scenario(kept: Any, revoked: Any) -> None:
         layer = EmbeddedZmqChannelLayer(**config)
         await layer.group_send("chat", {})  # makes it the producer
@@ -347,8 +350,8 @@ def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
             while not reader.poll(0):
                 await layer.group_send("chat", {})
                 await asyncio.sleep(0.005)
-        keys.allow("one")
         with revoked.get_monitor_socket(zmq.Event.DISCONNECTED) as ended:
+            keys.allow("one")
             await until(lambda: ended.poll(0) > 0)
             revoked.disable_monitor()
         for reader in (kept, revoked):
@@ -359,6 +362,7 @@ def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
         for _ in range(20):
             await asyncio.to_thread(kept.recv)
         assert not revoked.poll(0)
+        await until(lambda: bool(lines()))
         await layer.close()
 
     with zmq.Context() as context, context.socket(zmq.XSUB) as kept, context.socket(zmq.XSUB) as revoked:
@@ -369,7 +373,7 @@ def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
             socket.connect(address)
         with caplog.at_level(logging.INFO, "channels_zmq"):
             run(scenario(kept, revoked))
-    (line,) = [one for one in caplog.records if one.getMessage() == "allowed keys: 1, 0 added, 1 revoked"]
+    (line,) = lines()
     assert line.threadName == "channels-zmq log"
 
 
@@ -425,7 +429,7 @@ def test_a_key_file_that_is_missing_holds_up_nothing_and_is_read_once_it_is_ther
     The loop is not blocked, and other layers of the process work meanwhile.
     """
     late = keys.folder / "late.secret"
-    patience = 1.0
+    patience = 3.0
     config = {"curve_server_key": keys.public("server"), "curve_secret_key_file": str(late)}
 
     async def scenario() -> None:

@@ -54,14 +54,16 @@ def test_messages_pass_between_processes(make_shared_layer: Make, open_peer: Mak
     config = {key: value[0] if isinstance(value, tuple) else value for key, value in config.items()}
     reader = open_peer(**config, symmetric_encryption_keys=[OLD])
     channel = reader.run(join, "chat")
-    reading = reader.begin_run(read, channel, 3)
 
     async def scenario() -> None:
         await made.group_add("chat", "jobs")
+        await made.group_send("nobody", {})
+        await asyncio.to_thread(reader.ask, "until_connected", True)
+        reading = reader.begin_run(read, channel, 3)
         await made.group_send("chat", {"n": 1})
         await made.send(channel, {"n": 2})
         await made.send("jobs", {"n": 3})
-        assert sorted([await asyncio.wrap_future(reading)]) == [[1, 2, 3]]
+        assert await asyncio.wrap_future(reading) == [1, 2, 3]
 
     run(scenario())
 

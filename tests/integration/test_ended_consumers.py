@@ -37,6 +37,8 @@ def test_what_waits_for_an_ended_consumer_is_abandoned_and_never_called_expired(
     async def scenario() -> None:
         layer = make_layer(expiry=0.2)
         channels = await come_and_go(layer, 100)
+        await layer.group_send("nobody", {})
+        await until(lambda: layer.stats()["connected"])
         for channel in channels:
             await layer.send(channel, {})
         await until(lambda: layer.stats()["dropped"] == {"abandoned": len(channels)})
@@ -65,7 +67,7 @@ def test_what_a_busy_consumer_has_not_read_when_it_is_disconnected_is_abandoned(
             await disconnects.wait()
 
     async def scenario() -> None:
-        layer = make_layer(expiry=1.0)
+        layer = make_layer(expiry=3.0)
         with as_default(layer):
             communicator: Any = ApplicationCommunicator  # it has no type information
             visitor = communicator(Busy.as_asgi(), {"type": "websocket", "path": "/"})

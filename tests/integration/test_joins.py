@@ -59,7 +59,7 @@ def test_a_renewal_that_fails_in_an_outage_leaves_the_membership(run: Run, forwa
     """A renewal that fails in an outage leaves the membership, so a message after the outage arrives."""
 
     async def scenario() -> None:
-        layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=0.2)
+        layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=1.5)
         channel = await layer.new_channel()
         await is_back(layer)
         await layer.group_add("chat", channel)
@@ -119,7 +119,7 @@ def test_a_change_by_another_process_raises_if_the_owner_stays_away(run: Run, fo
 
     async def scenario() -> None:
         with relay_to(forwarder.pub) as relay:
-            asking = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=0.3)
+            asking = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=1.5)
             owning = DedicatedZmqChannelLayer(**forwarder.config | {"pub_socket_address": relay.address})
             channel = await owning.new_channel()
             await owning.group_add("chat", channel)
@@ -127,7 +127,7 @@ def test_a_change_by_another_process_raises_if_the_owner_stays_away(run: Run, fo
             relay.end()
             while (await asyncio.to_thread(forwarder.status))["clients"] > 1:
                 pass
-            with pytest.raises(OwnerUnavailable, match=r"was not back within 0\.3 s"):
+            with pytest.raises(OwnerUnavailable, match=r"was not back within 1\.5 s"):
                 await asking.group_add("more", channel)
             close_all()
 
@@ -150,8 +150,10 @@ def test_a_reader_whose_connection_was_cut_waits_for_its_producer(run: Run) -> N
             await is_back(reader)
             await producer.send(own, {"flushed": True})
             for call in (reader.flush, partial(reader.group_add, "chat", channel)):
+                relay.hold()
                 relay.cut()
                 await is_away(reader)
+                relay.resume()
                 await call()
             await producer.send(own, {"flushed": False})
             assert await producer.receive(own) == {"flushed": False}

@@ -26,7 +26,7 @@ class Ways(NamedTuple):
     downwards: Relay
 
 
-TIMEOUT = 0.3
+TIMEOUT = 0.5
 AN_HOUR = 3600.0
 
 

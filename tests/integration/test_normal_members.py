@@ -30,6 +30,12 @@ async def back(layer: Any, forwarder: Forwarder) -> None:
     await until(lambda: layer.stats()["connected"])
 
 
+async def knows_clients(layer: Any, count: int) -> None:
+    """Wait until a process knows how many clients its forwarder has: so many settle after a restart."""
+    (attachment,) = layer._connection().client.attachments
+    await until(lambda: attachment.clients == count)
+
+
 def test_a_member_gets_what_waited_in_other_processes_outboxes(run: Run, forwarder: Forwarder, open_peer: Make) -> None:
     """After a restart, a normal member gets messages that waited in the outboxes of other processes.
 
@@ -41,6 +47,7 @@ def test_a_member_gets_what_waited_in_other_processes_outboxes(run: Run, forward
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config)
         await layer.group_add("chat", "jobs")
+        await asyncio.to_thread(sender.run, knows_clients, 2)
         await gone(layer, forwarder)
         await asyncio.to_thread(sender.ask, "until_connected", False)
         await asyncio.to_thread(sender.ask, "send", "group:chat", "0", 0, 20)

@@ -300,15 +300,19 @@ def test_lists_that_differ_are_logged_once_with_both(
 ) -> None:
     """A process whose list lacks a forwarder that others use logs one line with both lists."""
 
+    def lines() -> list[str]:
+        return [one.getMessage() for one in caplog.records if "different forwarders" in one.getMessage()]
+
     async def scenario() -> None:
         await asyncio.to_thread(forwarders[2].start)
         complete, lacking = layer_of(forwarders), layer_of(forwarders[:2])
         await up(complete, 3)
         await up(lacking, 3)
+        await until(lambda: bool(lines()))  # another thread writes it
 
     with caplog.at_level(logging.WARNING, "channels_zmq"):
         run(scenario())
-    (line,) = [one.getMessage() for one in caplog.records if "different forwarders" in one.getMessage()]
+    (line,) = lines()
     assert all(one.pub in line.partition("elsewhere")[0] for one in forwarders[:2])
     assert forwarders[2].pub in line.partition("elsewhere")[2]
 

@@ -106,10 +106,11 @@ def test_messages_of_two_expiries_that_wait_in_one_mailbox_end_each_at_its_time(
         long, short = make_layer(), make_layer(expiry=0.2)
         channel = await long.new_channel()
         await long.group_add("chat", channel)
+        await long.group_send("nobody", {})
+        await until(lambda: long.stats()["connected"])
         for layer in (long, short, long):
             await layer.group_send("chat", {"expiry": layer.expiry})
-        await until(lambda: long.stats()["waiting"] == 3)
-        await until(lambda: long.stats()["waiting"] == 2)
+        await until(lambda: sum(long.stats()["dropped"].values()) == 1 and long.stats()["waiting"] == 2)
         assert [(await long.receive(channel))["expiry"] for _ in range(2)] == [60, 60]
 
     run(scenario())

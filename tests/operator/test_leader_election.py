@@ -250,20 +250,20 @@ async def test_there_are_never_two_leaders(seed: int, monkeypatch: pytest.Monkey
 async def test_it_waits_for_its_turn_and_keeps_it() -> None:
     """On a real clock, the second replica leads once the first one stops, and stops when the Lease is taken away."""
     cluster = FakeCluster()
-    one, two = (LeaderElection(cluster, HOME, "lease", name, duration=0.5) for name in ("one", "two"))
+    one, two = (LeaderElection(cluster, HOME, "lease", name, duration=3.0) for name in ("one", "two"))
     stop = asyncio.Event()
     assert await one.acquire(stop)
     keeping, waiting = asyncio.create_task(one.keep()), asyncio.create_task(two.acquire(stop))
-    await asyncio.wait([keeping, waiting], timeout=1.2)
+    await asyncio.wait([keeping, waiting], timeout=3.6)  # longer than a Lease lasts that is not renewed
     assert not keeping.done()
     assert not waiting.done()
     keeping.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await waiting
     assert not one.leads
     keeping = asyncio.create_task(two.keep())
     cluster.edit("Lease", HOME, "lease", lambda found: found["spec"].update(holderIdentity="thief"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await keeping
     assert not two.leads
 

@@ -558,7 +558,7 @@ async def test_no_call_fails_while_the_certificate_is_renewed(tmp_path: Path, po
 async def test_it_serves_on_after_the_stop(tmp_path: Path, ports: list[int]) -> None:
     """After the stop the webhook is unready at once, so that its Service drops it; late calls are still answered."""
     Mount(tmp_path).put(first := pair())
-    serve_on = 1.0
+    serve_on = 4.0
     async with serving(tmp_path, ports, serve_on=serve_on) as (service, task):
         await until(service.is_ready)
         begin = time.monotonic()
@@ -568,11 +568,8 @@ async def test_it_serves_on_after_the_stop(tmp_path: Path, ports: list[int]) -> 
             return not await service.is_ready()
 
         await until(is_unready)
-        calls = 0
-        while time.monotonic() < begin + serve_on / 2:
+        for _ in range(10):
             assert (await service.call(first))["allowed"]
-            calls += 1
-        assert calls
         async with asyncio.timeout(PATIENCE):
             await task
         assert time.monotonic() - begin >= serve_on
