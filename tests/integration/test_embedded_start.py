@@ -91,6 +91,8 @@ def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
         await layer.group_discard("chat", "removed")
         await layer.group_discard("chat", "never-added")
         await asyncio.to_thread(producer.ask, "open", {"pub_socket_address": address})
+        await asyncio.to_thread(producer.ask, "send", "group:nobody", "0", 0, 1)
+        await until(lambda: layer.stats()["connected"])
         await asyncio.to_thread(producer.ask, "send", "group:chat", "0", 1, 1)
         assert (await layer.receive("kept"))["n"] == 1
         for number in (2, 3):

@@ -198,7 +198,7 @@ def test_what_a_welcome_says_is_understood(version: int, state: wire.State, part
     address, end = answering(welcome)
     try:
         layer = DedicatedZmqChannelLayer(pull_socket_address="tcp://127.0.0.1:9", pub_socket_address=address)
-        finding = found(layer, 1.0)
+        finding = found(layer, 2.0)
     finally:
         end()
     assert part in finding.problem
@@ -238,7 +238,7 @@ def test_an_address_that_does_not_answer_is_named(forwarder: Forwarder, pull: st
         silent = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         known = {"pull": forwarder.pull, "pub": forwarder.pub, "silent": silent}
         config = {"pull_socket_address": pull.format(**known), "pub_socket_address": pub.format(**known)}
-        finding = found(DedicatedZmqChannelLayer(**config), 1.0)
+        finding = found(DedicatedZmqChannelLayer(**config), 2.0)
     assert part in finding.problem
     assert (finding.is_lasting, bool(finding.advice)) == (False, True)
 
