@@ -67,7 +67,7 @@ def test_what_a_busy_consumer_has_not_read_when_it_is_disconnected_is_abandoned(
             await disconnects.wait()
 
     async def scenario() -> None:
-        layer = make_layer(expiry=3.0)
+        layer = make_layer(expiry=1.5)
         with as_default(layer):
             communicator: Any = ApplicationCommunicator  # it has no type information
             visitor = communicator(Busy.as_asgi(), {"type": "websocket", "path": "/"})
