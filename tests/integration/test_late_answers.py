@@ -126,7 +126,7 @@ def test_a_job_that_was_confirmed_before_its_forwarder_ended_is_no_error(
 def test_an_answer_on_its_way_is_waited_for_when_only_the_sending_connection_is_lost(
     run: Run, monkeypatch: pytest.MonkeyPatch, forwarder: Forwarder, ways: Ways
 ) -> None:
-    """A job whose answer is on its way by the receiving connection is no error when the sending one is lost."""
+    """A job whose answer is on its way by the receiving connection succeeds, although the sending one is lost."""
     monkeypatch.setattr(link, "READS_FORMER_FOR", AN_HOUR)
 
     async def scenario() -> None:
