@@ -62,8 +62,7 @@ def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 
     async def scenario() -> None:
         await layer.new_channel()
-        while not layer.stats()["connected"]:
-            await asyncio.sleep(0.005)
+        await until(lambda: layer.stats()["connected"])
         for number in range(3):
             send = asyncio.create_task(layer.send("jobs", {"n": number}))
             await block_until(partial(waits, number + 1))
@@ -81,8 +80,7 @@ def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 
     async def scenario() -> None:
         channel = await layer.new_channel()
-        while not layer.stats()["connected"]:
-            await asyncio.sleep(0.005)
+        await until(lambda: layer.stats()["connected"])
         join = asyncio.create_task(layer.group_add("chat", channel))
         await block_until(lambda: forwarder.status()["groups"] == 1)
         await join
@@ -95,8 +93,7 @@ def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 async def confirm_one_job(layer: Any) -> None:
     """Let everything arrive that a new connection brings."""
     await layer.new_channel()
-    while not layer.stats()["connected"]:
-        await asyncio.sleep(0.005)
+    await until(lambda: layer.stats()["connected"])
     await layer.send("jobs", {"n": 0})
 
 

@@ -139,16 +139,18 @@ def test_each_job_is_done_once_over_all_workers_and_in_order_as_each_sees_it(
     sends = [peer.begin("send", name, str(sender), 0, SENT) for sender, peer in enumerate(peers[:2])]
     for send in sends:
         send.result(20)
-    done, marks = collected(workers, name, 2 * SENT), 0
-    while not marks or min(map(len, done)) < 2:
+    collected(workers, name, 2 * SENT)
+    for marks in range(1, SENT + 1):
         peers[0].ask("send", name, "mark", marks, 1)
-        marks += 1
         done = collected(workers, name, 2 * SENT + marks)
+        if min(map(len, done)) > 1:
+            break
     times = Counter((sender, number) for read in done for sender, number in read)
-    assert times == {("mark", number): 1 for number in range(marks)} | {
+    assert times == {("mark", number): 1 for number in range(1, marks + 1)} | {
         (str(sender), number): 1 for sender in range(2) for number in range(SENT)
     }
     for read in done:
+        assert len(read) > 1, "both take their turns"
         for numbers in by_sender(read).values():
             assert numbers == sorted(numbers) or prefetch
     assert [peer.ask("stats")["dropped"] for peer in peers] == [{}] * 4
